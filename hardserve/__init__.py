@@ -1,0 +1,49 @@
+"""hardserve: one process on one port that serves a Flask app safely.
+
+The life of a request:
+
+    I/O thread (edge)          a connection is accepted (admission), its bytes become a request (parsing),
+                               and the request passes the gate or is refused
+    queue                      complete requests wait for a worker (wsgi.workers)
+    worker thread (wsgi)       the app is called (task), its response checked and framed (response), and sent through
+                               the connection, in one send when it fits
+    I/O thread                 sends what the client was too slow to take, reads the next request, and ends what is
+                               late (deadlines)
+
+`hardserve.server` wires these together; `hardserve.ops` is what surrounds the process: logs and the banner.
+Importing this package starts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hardserve.server import Server
+
+__all__ = ["__version__", "serve"]
+
+__version__ = "0.1.0"
+
+
+def serve(app: Any, *, ready: Callable[[Server], None] | None = None, **settings: object) -> int:
+    """Serve the WSGI callable `app` until stopped, as the command does; return the exit code.
+
+    `settings` are the command's flags with underscores, such as `bind="0.0.0.0:8000"` or `timeouts_header="5s"`; no
+    file and no environment variable is read. `ready` is called once connections are accepted, on the calling thread,
+    with the `Server`: its `urls` say where, and its `stop`, from any thread, ends this call.
+
+    Signals are handled if this is the main thread, and what handled them before does again at the end. Python's root
+    logger is given a handler. Raises `hardserve.options.SettingsError` for settings, `hardserve.loader.LoadError` for
+    an app in debug mode and `hardserve.edge.listener.ListenError` for an address in use.
+    """
+    from hardserve.loader import check_app  # noqa: PLC0415  # importing hardserve must cost nothing
+    from hardserve.ops.logs import configure  # noqa: PLC0415
+    from hardserve.options import from_keywords  # noqa: PLC0415
+    from hardserve.server import run  # noqa: PLC0415
+
+    resolved = from_keywords(**settings)
+    check_app(app)
+    return run(app, getattr(app, "name", None) or type(app).__name__, resolved, configure(resolved.log), ready)

@@ -1,0 +1,218 @@
+"""The command: what is typed, what is printed, and the exit code.
+
+Exit codes: 0, 2 usage, 78 configuration (EX_CONFIG of sysexits.h), 1 anything else; and what server.run()
+returns. Main thread, before and around everything else. It must not know how an app is found or served, and
+imports what does only when it is needed: `hardserve --version` reads neither Flask nor the server.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from hardserve.options import OPTIONS, SECTIONS, DotEnv, Option, Resolved, SettingsError, example_toml, resolve
+from hardserve.settings import AddressList, Choice, Duration, Int, Output, Size
+from hardserve.values import describe, plain, show
+
+EXIT_CONFIGURATION = 78
+DEMO = "hardserve.demo:app"
+
+# What most people set; `--help-all` has the rest.
+COMMON = (
+    "server.bind",
+    "server.threads",
+    "server.drain",
+    "timeouts.body",
+    "limits.body",
+    "limits.connections",
+    "log.level",
+    "log.access",
+    "log.access_format",
+)
+METAVARS = {
+    AddressList: "ADDRESS",
+    Choice: "WORD",
+    Duration: "DURATION",
+    Int: "N",
+    Output: "FILE",
+    Size: "SIZE",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit. `arguments` are those of the process unless given."""
+    _command().main(arguments, prog_name="hardserve")
+
+
+def _command() -> click.Command:
+    files: list[click.Parameter] = [
+        click.Argument(["app"], required=False),
+        click.Option(["--config", "config_path"], type=click.Path(path_type=Path)),
+        click.Option(["--env-file", "env_file"], type=click.Path(path_type=Path)),
+        click.Option(["--no-env-file", "no_env_file"], is_flag=True),
+        click.Option(["--example", "example"], is_flag=True),
+        click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_print_help_all),
+        click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version),
+    ]
+    # Text, whatever the kind: options.py reads it and reports it together with what other sources got wrong.
+    settings = [
+        click.Option([option.flag, option.keyword], multiple=isinstance(option.kind, AddressList)) for option in OPTIONS
+    ]
+    return _Command(
+        "hardserve",
+        params=[*files, *settings],
+        callback=_run,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+class _Command(click.Command):
+    """One command with one set of flags, in any order, whose help is in groups.
+
+    `demo` and `config` are words in the place of APP and not click's subcommands, which would have a set of
+    flags each, with a place before and a place after.
+    """
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return ["[APP | demo | config]", "[--SETTING VALUE]..."]
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_about(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    ("APP", "Serve it. Without APP: FLASK_APP, then wsgi.py or app.py."),
+                    ("demo", "Serve a small app that shows what the server does for it."),
+                    ("config", "Print every setting in force and where it came from."),
+                    ("config --example", "Print hardserve.toml with every setting at its default."),
+                ]
+            )
+        by_key = {option.key: option for option in OPTIONS}
+        with formatter.section("Common settings (defaults in brackets)"):
+            formatter.write_dl(
+                [
+                    (_usage(option), f"{option.help} [{plain(option.kind, option.default)}]")
+                    for option in map(by_key.__getitem__, COMMON)
+                ]
+            )
+        with formatter.section("Other flags"):
+            formatter.write_dl(
+                [
+                    ("--config FILE", "Read this; else hardserve.toml or config/hardserve.toml."),
+                    ("--env-file FILE", "Read this too; it counts more than .env and .flaskenv."),
+                    ("--no-env-file", "Read neither .env nor .flaskenv."),
+                    ("--help-all", "List every setting: each has a flag, a variable and a TOML name."),
+                    ("--version", "Print the version."),
+                ]
+            )
+
+    def format_about(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_usage(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Serve a Flask app, or any WSGI app, safely from one process on one port. APP is module:name,"
+            " module:factory(), path/to/app.py:app, or a module in which the app is found as Flask finds it."
+        )
+
+    def help_all(self, ctx: click.Context) -> str:
+        """Return the help of every setting."""
+        formatter = ctx.make_formatter()
+        self.format_about(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Every setting: its flag, its environment variable, and its place in a TOML file, which is"
+            " [section] name = value. Precedence: default < TOML file < .env < environment < flag."
+        )
+        for section in SECTIONS:
+            with formatter.section(f"[{section.name}] {section.help.rstrip('.')}"):
+                for option in section.options:
+                    default = plain(option.kind, option.default)
+                    formatter.write_text(f"{_usage(option)}  [{option.variable}]")
+                    with formatter.indentation():
+                        formatter.write_text(f"{option.help} ({describe(option.kind)}; default {default})")
+        return formatter.getvalue()
+
+
+def _usage(option: Option) -> str:
+    return f"{option.flag} {METAVARS[type(option.kind)]}"
+
+
+def _print_help_all(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked and isinstance(ctx.command, _Command):
+        click.echo(ctx.command.help_all(ctx), nl=False)
+        ctx.exit()
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        from hardserve import __version__  # noqa: PLC0415
+
+        click.echo(f"hardserve {__version__}")
+        ctx.exit()
+
+
+def _run(
+    app: str | None,
+    config_path: Path | None,
+    env_file: Path | None,
+    no_env_file: bool,
+    example: bool,
+    **flags: str | tuple[str, ...] | None,
+) -> None:
+    if example and app != "config":
+        raise click.UsageError("--example goes with config: hardserve config --example")
+    if example:
+        click.echo(example_toml(), nl=False)
+        return
+    directory = Path.cwd()
+    dotenv = DotEnv() if no_env_file else DotEnv.find(directory, os.environ)
+    if env_file is not None:
+        dotenv = dotenv.overridden_by(DotEnv.load(env_file, directory=directory))
+    try:
+        resolved = resolve(
+            flags={keyword: raw for keyword, raw in flags.items() if raw not in (None, ())},
+            environ=os.environ,
+            dotenv=dotenv,
+            config=config_path,
+            directory=directory,
+        )
+    except SettingsError as error:
+        count = len(error.problems)
+        click.echo(f"hardserve: {count} problem{'s'[: count > 1]} with the settings:", err=True)
+        click.echo("\n".join(error.problems), err=True)
+        sys.exit(EXIT_CONFIGURATION)
+    if app == "config":
+        _print_settings(resolved)
+    else:
+        dotenv.apply(os.environ)
+        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved))
+
+
+def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
+    from hardserve import server  # noqa: PLC0415
+    from hardserve.loader import LoadError, load_app  # noqa: PLC0415
+    from hardserve.ops import logs  # noqa: PLC0415
+    from hardserve.ops.logfile import LogFileError  # noqa: PLC0415
+
+    try:
+        logs.configure(resolved.settings.log)
+        loaded = load_app(spec, directory=directory, environ=os.environ)
+    except LogFileError as error:
+        click.echo(f"hardserve: {error}", err=True)
+        return EXIT_CONFIGURATION
+    except LoadError as error:
+        click.echo(str(error), err=True)
+        return error.exit_code
+    return server.run(loaded, resolved)
+
+
+def _print_settings(resolved: Resolved) -> None:
+    rows = []
+    for option in OPTIONS:
+        value = plain(option.kind, getattr(getattr(resolved.settings, option.section), option.name))
+        rows.append((option.key, value if value.isprintable() else show(value), resolved.origins[option.key]))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for key, value, origin in rows:
+        click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {origin}")

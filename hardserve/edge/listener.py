@@ -1,0 +1,196 @@
+"""The addresses the server listens on: `host:port`, `[v6]:port`, `unix:/path` and inherited `fd:N`.
+
+Opened and closed by the thread that starts and ends the server; its sockets are accepted from by the I/O thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Callable
+
+from hardserve.values import FdAddress, UnixAddress, parse_address
+
+SO_ATTACH_FILTER = 26  # linux/asm-generic; the socket module has no name for it
+# One classic BPF instruction: BPF_RET | BPF_K with 0, which is "keep no byte of this packet", that is, drop it.
+_DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
+
+
+class ListenError(Exception):
+    """An address cannot be listened on. The text says which, why, and what to do."""
+
+
+class Listener:
+    """One bound, listening, non-blocking socket. `name` and `port` become SERVER_NAME and SERVER_PORT."""
+
+    def __init__(self, address: str, bound: socket.socket, *, unix_path: str | None = None) -> None:
+        self.address = address
+        self.socket = bound
+        self._unix_path = unix_path
+        self._unix_inode = os.stat(unix_path).st_ino if unix_path else 0
+        if bound.family == socket.AF_UNIX:
+            self.name, self.port = "localhost", ""
+            self.url = f"unix:{unix_path or bound.getsockname()}"
+        else:
+            host, port = bound.getsockname()[:2]
+            self.name, self.port = host, str(port)
+            self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.url}>"
+
+    def quiesce(self) -> None:
+        """Let no new connection reach the queue, so that it can be emptied and closed without losing one.
+
+        Closing a listening socket resets the connections that wait in its queue, and there is always one more that
+        came between the last accept and the close. On Linux a filter that drops every packet to the listening socket
+        ends that: a client then repeats its SYN a second later, to whoever listens by then. A Unix socket's name is
+        removed instead. An inherited socket is somebody else's, who keeps listening: nothing to do.
+        """
+        if self._unix_path is not None:
+            self._unlink()
+        elif self.socket.family != socket.AF_UNIX and not self.address.startswith("fd:") and sys.platform == "linux":
+            program = ctypes.create_string_buffer(_DROP_EVERYTHING)
+            # SO_ATTACH_FILTER may be forbidden by a sandbox; then the window is as small as the next two calls.
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(
+                    socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
+                )
+
+    def close(self) -> None:
+        """Stop listening, and remove the name of a Unix socket that is still ours."""
+        self.socket.close()
+        if self._unix_path is not None:
+            self._unlink()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._unix_path is not None and os.stat(self._unix_path).st_ino == self._unix_inode:
+                os.unlink(self._unix_path)
+
+
+def open_listeners(address: str, backlog: int) -> list[Listener]:
+    """Bind and listen on an address whose form the settings have checked; a host name may stand for several.
+
+    Raises ListenError, and then holds nothing.
+    """
+    parsed = parse_address(address)
+    if isinstance(parsed, FdAddress):
+        return [_adopt(address, parsed.fd, backlog)]
+    if isinstance(parsed, UnixAddress):
+        return [_open_unix(address, parsed, backlog)]
+    opened: list[Listener] = []
+    try:
+        # A name such as localhost is both 127.0.0.1 and ::1, and clients try either.
+        for family, kind, protocol, _, sockaddr in socket.getaddrinfo(
+            parsed.host, parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            opened.append(_open_tcp(address, backlog, socket.socket(family, kind, protocol), sockaddr))
+    except OSError as error:
+        for listener in opened:
+            listener.close()
+        raise ListenError(_explain(address, parsed.port, error)) from None
+    return opened
+
+
+def _open_tcp(
+    address: str, backlog: int, bound: socket.socket, sockaddr: tuple[str | int, ...] | tuple[int, bytes]
+) -> Listener:
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6:
+            # [::] is IPv6 alone, whatever the system's default, so that 0.0.0.0 can stand beside it.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(sockaddr)
+        bound.listen(backlog)
+        bound.setblocking(False)
+    except OSError:
+        bound.close()
+        raise
+    return Listener(address, bound)
+
+
+def _explain(address: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"cannot listen on {address}: port {port} is in use by another program; "
+            f"stop it (ss -ltnp 'sport = :{port}' names it) or choose another with --bind"
+        )
+    if error.errno == errno.EACCES:
+        return (
+            f"cannot listen on {address}: port {port} needs a privilege this user does not have; "
+            "choose one from 1024 up with --bind, or let systemd pass the socket (fd:3)"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"cannot listen on {address}: no interface of this machine has that address; see `ip address`"
+    return f"cannot listen on {address}: {error.strerror}"
+
+
+def _adopt(address: str, number: int, backlog: int) -> Listener:
+    try:
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            raise ListenError(f"cannot listen on {address}: that descriptor is not a socket")
+        inherited = socket.socket(fileno=os.dup(number))
+        if inherited.type != socket.SOCK_STREAM:
+            raise ListenError(f"cannot listen on {address}: that socket is not a stream socket")
+        if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            inherited.listen(backlog)
+        inherited.setblocking(False)
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on {address}: {error.strerror}; descriptor {number} must be a listening "
+            " socket that the parent process passed on"
+        ) from None
+    return Listener(address, inherited)
+
+
+def _open_unix(address: str, parsed: UnixAddress, backlog: int) -> Listener:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(parsed.path)
+        # Nobody may connect between bind and chmod: the mode is right from the first moment.
+        mask = None if parsed.mode is None else os.umask(0o777 & ~parsed.mode)
+        try:
+            bound.bind(parsed.path)
+        finally:
+            if mask is not None:
+                os.umask(mask)
+        if parsed.user or parsed.group:
+            uid = -1 if parsed.user is None else _number(parsed.user, lambda name: pwd.getpwnam(name).pw_uid)
+            gid = -1 if parsed.group is None else _number(parsed.group, lambda name: grp.getgrnam(name).gr_gid)
+            os.chown(parsed.path, uid, gid)
+        bound.listen(backlog)
+        bound.setblocking(False)
+    except KeyError as error:
+        bound.close()
+        raise ListenError(f"cannot listen on {address}: {error.args[0]}") from None
+    except OSError as error:
+        bound.close()
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "the socket is in use by another program" if in_use else error.strerror
+        raise ListenError(f"cannot listen on {address}: {reason}") from None
+    return Listener(address, bound, unix_path=parsed.path)
+
+
+def _number(name: str, look_up: Callable[[str], int]) -> int:
+    return int(name) if name.isdigit() else look_up(name)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more; leave anything else for bind to complain about."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)

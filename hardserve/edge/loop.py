@@ -1,0 +1,211 @@
+"""The I/O thread: one selector, every connection, and nothing that blocks.
+
+A turn costs what is ready in it, not what is connected: the selector names the ready sockets, the wheel names the late
+connections, workers name those they are done with. Everything runs on the thread that calls `run`, except `wake`,
+`post`, `stop` and `drain`, which any thread and any signal handler may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from hardserve.edge.admission import Acceptor, Peer
+from hardserve.edge.connection import CLOSED, Connection, EdgeContext
+from hardserve.edge.deadlines import Deadlines
+from hardserve.edge.listener import Listener
+from hardserve.edge.transport import PlainTransport
+
+logger = logging.getLogger("hardserve.edge")
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Loop:
+    """Runs connections until told to stop.
+
+    `nudge` is called once a turn with the time; it returns how soon it wants to be called again, None for whenever.
+    """
+
+    def __init__(
+        self, listeners: Sequence[Listener], max_connections: int, nudge: Callable[[float], float | None]
+    ) -> None:
+        self.connections: set[Connection] = set()
+        self._nudge = nudge
+        self._selector = selectors.DefaultSelector()
+        self._deadlines = Deadlines()
+        self._acceptor = Acceptor(
+            listeners,
+            self._selector,
+            max_connections=max_connections,
+            open_connections=self.connections.__len__,
+            admitted=self._admit,
+        )
+        self._woken: deque[Connection] = deque()
+        self._posted: deque[Callable[[float], None]] = deque()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._wake_sent = False
+        self._drain_until: float | None = None
+        self._stopping = False
+        self._ctx: EdgeContext
+
+    def __repr__(self) -> str:
+        return f"<Loop {len(self.connections)} connections, draining={self._drain_until is not None}>"
+
+    # --- any thread, and signal handlers ---
+
+    def wake(self, connection: Connection) -> None:
+        """Have the I/O thread call `connection.resume` soon."""
+        self._woken.append(connection)
+        self._interrupt_wait()
+
+    def post(self, action: Callable[[float], None]) -> None:
+        """Have the I/O thread call `action(now)` soon."""
+        self._posted.append(action)
+        self._interrupt_wait()
+
+    def stop(self) -> None:
+        """Have `run` return after this turn, whatever is connected."""
+
+        def stop(_now: float) -> None:
+            self._stopping = True
+
+        self.post(stop)
+
+    def drain(self, limit_s: float) -> None:
+        """Accept nothing more, answer what has come in, and have `run` return when that is done, or after `limit_s`.
+
+        Connections that wait in the kernel's queue are still taken, and idle ones are told to close with their next
+        answer.
+        """
+
+        def drain(now: float) -> None:
+            if self._drain_until is None:
+                self._drain_until = now + limit_s
+                self._acceptor.finish(now)
+                self._ctx.draining = True
+                for connection in self.connections:
+                    connection.begin_drain(now)
+
+        self.post(drain)
+
+    def _interrupt_wait(self) -> None:
+        # The flag saves a system call where several threads wake one turn. It is cleared before the queues are read,
+        # so whoever finds it set has queued in time.
+        if not self._wake_sent:
+            self._wake_sent = True
+            with contextlib.suppress(OSError):  # full is readable already, and closed is a loop that is over
+                self._wake_sender.send(b"w")
+
+    # --- I/O thread ---
+
+    def run(self, ctx: EdgeContext) -> None:
+        """Turn until stopped or drained; the caller then looks at `connections` and calls `close`."""
+        self._ctx = ctx
+        self._selector.register(self._wake_receiver, READ, self._clear_wake)
+        now = time.monotonic()
+        while not self._stopping:
+            self._acceptor.resume(now)
+            ready = self._selector.select(self._wait_s(now))
+            now = time.monotonic()
+            for key, events in ready:
+                target = key.data
+                if type(target) is not Connection:
+                    target(now)
+                    continue
+                try:
+                    if events & READ:
+                        target.on_readable(now)
+                    if events & WRITE and target.phase is not CLOSED:
+                        target.on_writable(now)
+                except Exception:
+                    self._give_up(target)
+            self._do_posted(now)
+            self._end_late(now)
+            if self._drain_until is not None and (not self.connections or now >= self._drain_until):
+                return
+
+    def _do_posted(self, now: float) -> None:
+        while self._woken:
+            connection = self._woken.popleft()
+            try:
+                connection.resume(now)
+            except Exception:
+                self._give_up(connection)
+        while self._posted:
+            self._posted.popleft()(now)
+
+    def _end_late(self, now: float) -> None:
+        for late in self._deadlines.due(now):
+            connection = cast(Connection, late)
+            try:
+                connection.on_deadline(now)
+            except Exception:
+                self._give_up(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        """A bug of ours met this connection: it ends, everybody else is served on."""
+        logger.exception("internal error on %r", connection)  # noqa: LOG004  # called from handlers only
+        connection.close()
+
+    def _wait_s(self, now: float) -> float | None:
+        if self._woken or self._posted:
+            return 0.0
+        wait_s = self._nudge(now)
+        for other in (self._deadlines.wait_s(now), self._acceptor.wait_s(now)):
+            if other is not None and (wait_s is None or other < wait_s):
+                wait_s = other
+        if self._drain_until is not None:
+            wait_s = min(self._drain_until - now if wait_s is None else wait_s, max(0.0, self._drain_until - now))
+        return wait_s
+
+    def _clear_wake(self, _now: float) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_receiver.recv(4096)
+        self._wake_sent = False
+
+    def _admit(self, accepted: socket.socket, peer: Peer, listener: Listener, now: float) -> None:
+        connection = Connection(self._ctx, PlainTransport(accepted), peer, listener, now)
+        self.connections.add(connection)
+        self._selector.register(accepted.fileno(), READ, connection)
+        self._deadlines.watch(connection, now)
+
+    def close(self) -> None:
+        """Close every connection and everything else the loop holds. After `run`."""
+        for connection in list(self.connections):
+            connection.close()
+        self._acceptor.finish(time.monotonic())
+        for connection in list(self.connections):  # taken from the queue just now
+            connection.close()
+        self._selector.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+    # --- what connections ask for (edge.connection.Poller) ---
+
+    def set_interest(self, connection: Connection, *, read: bool, write: bool) -> None:
+        descriptor = connection.transport.fileno()
+        events = (READ if read else 0) | (WRITE if write else 0)
+        if descriptor not in self._selector.get_map():
+            if events:
+                self._selector.register(descriptor, events, connection)
+        elif events:
+            self._selector.modify(descriptor, events, connection)
+        else:
+            self._selector.unregister(descriptor)
+
+    def watch(self, connection: Connection, now: float) -> None:
+        self._deadlines.watch(connection, now)
+
+    def closed(self, connection: Connection) -> None:
+        self.set_interest(connection, read=False, write=False)
+        self._deadlines.forget(connection)
+        self.connections.discard(connection)

@@ -1,0 +1,71 @@
+"""Every way the server says no, declared once.
+
+A refusal is a value: what the client is told, whether its connection lives on, how loud the log is, and the RFC
+section that asks for it. Responses and logs derive from it. This module knows no socket, no thread and no setting.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One way of saying no.
+
+    `name` is the reason in logs. `status` and `text` are all that the client learns: never a byte of its request.
+    `close` ends the connection after the answer, because where the next request starts is unknown or unwelcome.
+    `level` is a `logging` level. `section` is what demands or permits it.
+    """
+
+    name: str
+    status: int
+    text: str
+    close: bool
+    section: str
+    level: int = logging.DEBUG
+
+
+# --- framing: after any of these nothing more is read from the connection as a request ---
+BAD_REQUEST_LINE = Refusal("bad_request_line", 400, "The request line is malformed.", True, "RFC 9112 3")
+BAD_TARGET = Refusal("bad_target", 400, "The request target is malformed.", True, "RFC 9112 3.2")
+BAD_VERSION = Refusal("bad_version", 505, "Only HTTP/1.0 and HTTP/1.1 are served here.", True, "RFC 9110 15.6.6")
+TLS_ON_PLAIN_PORT = Refusal("tls_on_plain_port", 400, "This port speaks plain HTTP, not HTTPS.", True, "RFC 9112 2.2")
+BAD_METHOD = Refusal("bad_method", 501, "This method is not served here.", True, "RFC 9110 15.6.2")
+BAD_HEADER = Refusal("bad_header", 400, "A header field is malformed.", True, "RFC 9112 5")
+BAD_HOST = Refusal("bad_host", 400, "A request needs exactly one valid Host header field.", True, "RFC 9112 3.2")
+BAD_CONTENT_LENGTH = Refusal(
+    "bad_content_length", 400, "The Content-Length header field is invalid.", True, "RFC 9112 6.3"
+)
+BAD_TRANSFER_ENCODING = Refusal(
+    "bad_transfer_encoding", 400, "The Transfer-Encoding header field is invalid here.", True, "RFC 9112 6.1"
+)
+UNKNOWN_TRANSFER_ENCODING = Refusal(
+    "unknown_transfer_encoding", 501, "Only the chunked transfer coding is served here.", True, "RFC 9112 6.1"
+)
+BAD_CHUNK = Refusal("bad_chunk", 400, "The chunked request body is malformed.", True, "RFC 9112 7.1")
+UNKNOWN_EXPECTATION = Refusal(
+    "unknown_expectation", 417, "Only the expectation 100-continue is met here.", True, "RFC 9110 10.1.1"
+)
+
+# --- sizes ---
+REQUEST_LINE_TOO_LONG = Refusal(
+    "request_line_too_long", 414, "The request target is too long.", True, "RFC 9110 15.5.15"
+)
+HEADER_TOO_LARGE = Refusal("header_too_large", 431, "The header fields are too large or too many.", True, "RFC 6585 5")
+BODY_TOO_LARGE = Refusal("body_too_large", 413, "The request body is too large.", True, "RFC 9110 15.5.14")
+
+# --- deadlines ---
+HEADER_DEADLINE = Refusal("header_deadline", 408, "The request head took too long to arrive.", True, "RFC 9110 15.5.9")
+BODY_DEADLINE = Refusal("body_deadline", 408, "The request body took too long to arrive.", True, "RFC 9110 15.5.9")
+
+# --- capacity ---
+QUEUE_FULL = Refusal(
+    "queue_full", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
+)
+
+# --- the app ---
+APP_FAILED = Refusal(
+    "app_failed", 500, "The application failed to answer this request.", False, "RFC 9110 15.6.1", logging.ERROR
+)

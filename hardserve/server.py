@@ -1,0 +1,264 @@
+"""The composition root: binds, wires the two kinds of thread together, serves, drains, ends.
+
+    bind -> workers start -> ready -> [ I/O thread turns ] -> drain -> workers end -> logs close -> exit code
+
+The thread that calls `Server.run` becomes the I/O thread. This is the only module that knows both sides: `edge` and
+`wsgi` do not import each other, and what they need of each other is handed to them here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from hardserve import __version__
+from hardserve.edge.connection import BUSY, Connection, EdgeContext
+from hardserve.edge.gate import Gate
+from hardserve.edge.listener import Listener, ListenError, open_listeners
+from hardserve.edge.loop import Loop
+from hardserve.edge.parsing import ParserRules, Request
+from hardserve.ops.accesslog import AccessEntry, AccessLog
+from hardserve.ops.banner import banner
+from hardserve.protocol import DateClock
+from hardserve.refusals import QUEUE_FULL, Refusal
+from hardserve.wsgi.task import AppContext, Application, Channel, Received, Task
+from hardserve.wsgi.workers import Workers
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from hardserve.ops.logs import Logs
+    from hardserve.settings import Settings
+
+logger = logging.getLogger("hardserve")
+
+# Descriptors that are not connections: listeners, logs, the app's own files and database connections.
+SPARE_DESCRIPTORS = 256
+# A worker that has sent its response may still be in the app's `close`; a log may still be on its way to the disk.
+LAST_WORDS_S = 2.0
+
+Job = tuple[Connection, Request]
+
+
+class Server:
+    """Serves one app on its listeners until it is stopped.
+
+    `bind`, then `run` on the thread that is to be the I/O thread; `stop` from any other, or from a signal handler.
+    A server is used once.
+    """
+
+    def __init__(self, app: Application, settings: Settings, access_log: AccessLog) -> None:
+        self.settings = settings
+        self._access_log = access_log
+        self._app = app
+        self._listeners: list[Listener] = []
+        self._date = DateClock()
+        self._workers: Workers[Job] = Workers(settings.server.threads, settings.server.queue, self._answer)
+        self._loop: Loop
+        self._app_ctx: AppContext
+        self._stop_calls = 0
+
+    def __repr__(self) -> str:
+        return f"<Server {' '.join(self.urls)} {self._workers!r}>"
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses that are listened on, with the ports that port 0 became."""
+        return [listener.url for listener in self._listeners]
+
+    def bind(self) -> None:
+        """Open every address of the settings. Raises ListenError, and then has opened none."""
+        try:
+            for address in self.settings.server.bind:
+                self._listeners += open_listeners(address, self.settings.server.backlog)
+        except ListenError:
+            for listener in self._listeners:
+                listener.close()
+            raise
+        self._loop = Loop(self._listeners, self._max_connections(), self._workers.nudge)
+
+    def _max_connections(self) -> int:
+        """Return `limits.connections`, or as many as this process may have descriptors for."""
+        wanted = self.settings.limits.connections
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < wanted + SPARE_DESCRIPTORS and soft != resource.RLIM_INFINITY:
+            ceiling = wanted + SPARE_DESCRIPTORS
+            soft = ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            possible = max(1, soft - SPARE_DESCRIPTORS, soft // 2)
+            if possible < wanted:
+                logger.warning(
+                    "limits.connections is %d, but this process may open %d descriptors: %d connections will be taken; "
+                    "raise the hard limit (ulimit -Hn, or LimitNOFILE= in a systemd unit) or lower the setting",
+                    wanted,
+                    soft,
+                    possible,
+                )
+                return possible
+        return wanted
+
+    def run(self, ready: Callable[[Server], None] | None = None) -> int:
+        """Serve until stopped; return the exit code. `ready` is called once connections are accepted.
+
+        0 is a complete drain, or one that took longer than `server.drain` and cut the rest; 1 is a second `stop`.
+        """
+        self._app_ctx = AppContext(
+            self._app, self._date, self._log_outcome, multithread=self.settings.server.threads > 1
+        )
+        ctx = EdgeContext(
+            settings=self.settings,
+            rules=ParserRules(self.settings.limits),
+            date=self._date,
+            poller=self._loop,
+            admit=Gate(self.settings.limits).admit,
+            dispatch=self._dispatch,
+            log_refusal=self._log_refusal,
+        )
+        self._workers.start()
+        if ready is not None:
+            self._loop.post(lambda _now: ready(self))
+        self._loop.run(ctx)
+        return self._end()
+
+    def _end(self) -> int:
+        at_once = self._stop_calls > 1
+        for worker in self._workers.busy():
+            if worker.job is not None:
+                connection, request = worker.job
+                if connection.phase is BUSY:
+                    logger.warning(
+                        "cut after %.1f s: %r of %s", time.monotonic() - request.started, request, connection.peer[0]
+                    )
+        cut = sum(connection.phase is BUSY for connection in self._loop.connections)
+        if cut:
+            logger.warning("%d requests were cut, waiting or in progress", cut)
+        self._loop.close()
+        if not at_once:
+            self._workers.stop(time.monotonic() + (0.1 if cut else LAST_WORDS_S))
+        return 1 if at_once else 0
+
+    def stop(self) -> None:
+        """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""
+        self._stop_calls += 1
+        if self._stop_calls == 1:
+            self._loop.drain(self.settings.server.drain)
+        else:
+            self._loop.stop()
+
+    def report_threads(self) -> None:
+        """Log what every worker is serving and where every thread is. Any thread."""
+        self._loop.post(lambda now: logger.warning("%s", self._describe_threads(now)))
+
+    def _describe_threads(self, now: float) -> str:
+        lines = [f"{self._loop!r}, {self._workers!r}"]
+        jobs = {worker.thread.ident: worker for worker in self._workers.workers}
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        for ident, frame in sys._current_frames().items():  # noqa: SLF001  # the documented way, despite its name
+            worker = jobs.get(ident)
+            job = None if worker is None else worker.job
+            doing = f", {now - worker.since:.1f} s on {job[1]!r} of {job[0].peer[0]}" if worker and job else ""
+            lines.append(f"thread {names.get(ident, ident)}{doing}")
+            lines += [line.rstrip() for line in traceback.format_stack(frame)]
+        return "\n".join(lines)
+
+    # --- what the edge hands to the workers, and both to the log ---
+
+    def _dispatch(self, connection: Connection, request: Request) -> Refusal | None:
+        """I/O thread."""
+        return None if self._workers.submit((connection, request)) else QUEUE_FULL
+
+    def _answer(self, job: Job) -> None:
+        """Worker thread."""
+        Task(self._app_ctx, *job).run()
+
+    def _log_outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
+        """Any thread."""
+        headers = request.headers
+        self._access_log.write(
+            AccessEntry(
+                time.time(),
+                channel.peer[0],
+                request.command,
+                request.request_uri,
+                request.version,
+                status,
+                sent,
+                time.monotonic() - request.started,
+                request.request_id,
+                reason,
+                headers.get("HTTP_REFERER", ""),
+                headers.get("HTTP_USER_AGENT", ""),
+                "",
+            )
+        )
+
+    def _log_refusal(self, connection: Connection, request: Request, refusal: Refusal, sent: int) -> None:
+        """I/O thread."""
+        logger.log(refusal.level, "request %s of %s refused: %s", request.request_id, connection.peer[0], refusal.name)
+        self._log_outcome(connection, request, refusal.status, sent, refusal.name)
+
+
+def run(
+    app: Application, name: str, settings: Settings, logs: Logs, ready: Callable[[Server], None] | None = None
+) -> int:
+    """Serve `app` until a signal or `Server.stop` ends it; return the exit code. `logs` is closed at the end.
+
+    In the main thread, SIGTERM and SIGINT drain (twice: end at once), SIGHUP reopens log files, SIGUSR1 logs what every
+    thread is doing. An address that cannot be opened is 1.
+    """
+    access_log = AccessLog(settings.log)
+    server = Server(app, settings, access_log)
+
+    def announce(server: Server) -> None:
+        banner(settings, app=name, urls=server.urls, version=__version__, stream=sys.stderr)
+        if ready is not None:
+            ready(server)
+
+    try:
+        access_log.start()
+        server.bind()
+        with _signals(server, reopen=(access_log.reopen, logs.reopen)):
+            return server.run(announce)
+    finally:
+        access_log.close(LAST_WORDS_S)
+        logs.close(LAST_WORDS_S)
+
+
+@contextlib.contextmanager
+def _signals(server: Server, reopen: tuple[Callable[[], None], ...]) -> Iterator[None]:
+    """Have signals steer `server` while the block runs. Python allows that in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.stop()
+
+    def reopen_logs(_number: int, _frame: FrameType | None) -> None:
+        for each in reopen:
+            each()
+
+    def report(_number: int, _frame: FrameType | None) -> None:
+        server.report_threads()
+
+    handlers = {
+        signal.SIGTERM: stop,
+        signal.SIGINT: stop,
+        signal.SIGHUP: reopen_logs,
+        signal.SIGUSR1: report,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

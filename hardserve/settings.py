@@ -1,0 +1,171 @@
+"""What can be set: every setting once, with its kind, bounds, default and a line of help.
+
+Data only, immutable, safe to read from any thread. A component receives its own section and nothing
+else. How a value gets here (files, environment, flags, messages about mistakes) is options.py's, and
+this module must not know it; nor does it import anything of hardserve.
+
+Units are those of the kind: a Duration is seconds (float), a Size is bytes (int).
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds, bounds included."""
+
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes, bounds included."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A count, bounds included."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of these words."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where lines go: one of these words, or the path of a file, which has a slash or a dot in it.
+
+    Anything else is taken for a misspelt word, not for the name of a file to create.
+    """
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddressList:
+    """One or more of host:port, [v6]:port, unix:/path?mode=660&owner=user:group and fd:N."""
+
+
+Kind = Duration | Size | Int | Choice | Output | AddressList
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is known of a setting besides its name and default."""
+
+    kind: Kind
+    help: str
+
+
+# Where a field's metadata keeps the About of a setting, and the one line of help of a section.
+ABOUT = "about"
+
+
+def setting(default: T, kind: Kind, help: str) -> T:  # noqa: A002 - it is the help
+    """Declare a setting: a dataclass field that carries its About."""
+    return field(default=default, metadata={ABOUT: About(kind, help)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    bind: tuple[str, ...] = setting(
+        ("127.0.0.1:8000",),
+        AddressList(),
+        "Addresses to listen on.",
+    )
+    threads: int = setting(8, Int(1, 256), "Threads that run the app.")
+    queue: int = setting(
+        1024, Int(1, 100_000), "Complete requests that may wait for a thread; past it a client gets 503."
+    )
+    backlog: int = setting(1024, Int(1, 65_535), "Connections the kernel may hold before they are accepted.")
+    drain: float = setting(
+        25.0, Duration(0.0, HOUR), "How long a stop waits for the requests in progress; then they are cut."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutSettings:
+    header: float = setting(10.0, Duration(0.1, 300.0), "For the whole head of a request, from its first byte.")
+    body: float = setting(30.0, Duration(0.1, HOUR), "Between two reads of a request's body.")
+    response: float = setting(30.0, Duration(0.1, HOUR), "For a client that takes no byte of its response.")
+    keep_alive: float = setting(
+        60.0, Duration(0.1, HOUR), "For an idle connection between requests, and before the first."
+    )
+    linger: float = setting(
+        2.0, Duration(0.0, 60.0), "How long a refused client may go on sending while it reads its answer."
+    )
+    abandoned: float = setting(
+        1.0,
+        Duration(0.0, HOUR),
+        "How long a stream whose client has gone may wait for a chunk; then its app is told. 0 = never.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    connections: int = setting(16_384, Int(1, 1_000_000), "Connections open at once.")
+    request_line: int = setting(8 * KIB, Size(256, MIB), "Method, target and version of a request.")
+    header_line: int = setting(16 * KIB, Size(256, MIB), "One header field, name and value.")
+    header: int = setting(64 * KIB, Size(KIB, 16 * MIB), "The whole head of a request.")
+    header_count: int = setting(100, Int(1, 10_000), "Header fields in a request.")
+    body: int = setting(16 * MIB, Size(0, TIB), "The body of a request; a larger one gets 413.")
+    body_memory: int = setting(
+        512 * KIB, Size(0, GIB), "Of one body kept in memory; more goes to a temporary file without a name."
+    )
+    pipeline: int = setting(
+        64 * KIB,
+        Size(KIB, 16 * MIB),
+        "Read ahead from a connection while its previous request is being answered.",
+    )
+    response_buffer: int = setting(
+        MIB,
+        Size(64 * KIB, GIB),
+        "Of one response kept for a client that reads slowly; then its thread waits.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    level: str = setting("info", Choice(("debug", "info", "warning", "error")), "The least severe message to log.")
+    access: str = setting("stdout", Output(("stdout", "stderr", "off")), "Where a line for each request goes.")
+    access_format: str = setting(
+        "auto",
+        Choice(("combined", "json", "compact", "auto")),
+        "How that line looks; auto = compact on a terminal, else combined.",
+    )
+    error: str = setting("stderr", Output(("stderr",)), "Where the logging of the server and the app goes.")
+    max_size: int = setting(0, Size(0, TIB), "Size at which a log file is rotated; 0 = never.")
+    backups: int = setting(3, Int(1, 100), "Rotated files kept of each log.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set. `Settings()` is every default."""
+
+    server: ServerSettings = field(
+        default_factory=ServerSettings, metadata={ABOUT: "Where to listen, and how much to do at once."}
+    )
+    timeouts: TimeoutSettings = field(
+        default_factory=TimeoutSettings, metadata={ABOUT: "How long to wait, and for whom."}
+    )
+    limits: LimitSettings = field(default_factory=LimitSettings, metadata={ABOUT: "How much of anything is taken."})
+    log: LogSettings = field(default_factory=LogSettings, metadata={ABOUT: "What is written down, and where."})

@@ -1,0 +1,384 @@
+"""One request answered by the app: environ, call, response. Worker threads.
+
+waitress's `WSGITask` is not used, because it decides otherwise what matters here: it closes the connection after every
+chunked response, gives head and body to the channel in two pieces, sorts and recapitalises every header, and reads the
+app's output ahead of what it has sent. PEP 3333 is followed instead as its reader would: a block leaves before the
+next one is asked for.
+
+The whole response leaves in one `finish` when the app's first block is all of it, which is nearly always. The
+connection is then no longer ours, and what the app still does (the end of its iterable, its `close`) does not hold up
+the client's next request.
+
+This module does not know sockets or the I/O thread: `Channel` is what it asks of a connection.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+from wsgiref.util import FileWrapper
+
+from hardserve import refusals
+from hardserve.protocol import DateClock, refusal_response
+from hardserve.wsgi.interrupt import AbandonedError, Interruptible
+from hardserve.wsgi.response import BadResponseError, Head, check_head, head_bytes
+
+logger = logging.getLogger("hardserve.wsgi")
+
+FILE_BLOCK_BYTES = 65536
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Callable[[bytes], None]]
+Application = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+class Listening(Protocol):
+    """The address that a request came in on."""
+
+    name: str
+    port: str
+
+
+class Channel(Protocol):
+    """A connection, as the worker that answers on it sees it."""
+
+    peer: tuple[str, int]
+    listener: Listening
+
+    def may_keep_alive(self) -> bool: ...
+    def client_gone(self) -> bool: ...
+    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], None]) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def finish(self, data: bytes, *, keep_alive: bool, flushed: Callable[[int], None]) -> None: ...
+    def abort(self, *, reset: bool) -> None: ...
+
+
+class Received(Protocol):
+    """A complete request."""
+
+    command: str
+    path: str
+    query: str
+    request_uri: str
+    version: str
+    headers: dict[str, str]
+    request_id: str
+    keep_alive: bool
+    started: float
+    body_rcv: Any
+
+    def get_body_stream(self) -> IO[bytes]: ...
+    def close(self) -> None: ...
+
+
+class Outcome(Protocol):
+    """Called once for every request, by the worker or the I/O thread, when it is known how much of it left."""
+
+    def __call__(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class AppContext:
+    """What all requests of a server share. Worker threads read it."""
+
+    app: Application
+    date: DateClock
+    outcome: Outcome
+    multithread: bool
+    base_environ: Environ = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Copied for every request: copying a dict costs less than building one.
+        self.base_environ = {
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": self.multithread,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": file_wrapper,
+            "wsgi.input_terminated": True,
+            "SCRIPT_NAME": "",
+            "SERVER_SOFTWARE": "hardserve",
+        }
+
+
+def file_wrapper(file: Any, block_size: int = FILE_BLOCK_BYTES) -> FileWrapper:
+    """Return the `wsgi.file_wrapper` of PEP 3333: blocks of `file` until it ends."""
+    return FileWrapper(file, max(block_size, FILE_BLOCK_BYTES))
+
+
+class Task:
+    """Answers one request. Made and run by a worker; `run` never raises."""
+
+    __slots__ = (
+        "_body_sent", "_channel", "_chunked", "_close_delimited", "_ctx", "_finished", "_head", "_interruptible",
+        "_keep_alive", "_request", "_sent", "_streaming", "_truncated",
+    )  # fmt: skip
+
+    def __init__(self, ctx: AppContext, channel: Channel, request: Received) -> None:
+        self._ctx = ctx
+        self._channel = channel
+        self._request = request
+        self._head: Head | None = None
+        self._streaming = False  # the head is out, the end is not
+        self._finished = False  # the last byte was handed over; the connection is no longer ours
+        self._chunked = False
+        self._close_delimited = False
+        self._keep_alive = False
+        self._truncated = False
+        self._sent = 0  # bytes on the wire, head and framing included
+        self._body_sent = 0
+        self._interruptible: Interruptible | None = None
+
+    def __repr__(self) -> str:
+        state = "finished" if self._finished else "streaming" if self._streaming else "starting"
+        return f"<Task {state} {self._request!r}>"
+
+    def run(self) -> None:
+        """Call the app and send what it answers."""
+        try:
+            self._call_app()
+        except (ConnectionError, AbandonedError) as error:
+            self._client_left(error)
+        except BaseException as error:
+            self._app_failed(error)
+        finally:
+            self._request.close()
+
+    # --- the app ---
+
+    def _call_app(self) -> None:
+        blocks = self._ctx.app(self._environ(), self._start_response)
+        try:
+            iterator = iter(blocks)
+            while True:
+                try:
+                    block = next(iterator) if self._interruptible is None else self._interruptible.call(iterator)
+                except StopIteration:
+                    break
+                if block:
+                    self._send_block(block, blocks)
+                if self._head is not None and self._head.bodiless:
+                    break  # nothing that could follow would be sent (RFC 9110 9.3.2)
+            self._end()
+        finally:
+            close = getattr(blocks, "close", None)
+            if close is not None:
+                close()
+
+    def _environ(self) -> Environ:
+        request, channel = self._request, self._channel
+        listener = channel.listener
+        environ = self._ctx.base_environ.copy()
+        environ["REQUEST_METHOD"] = request.command
+        environ["PATH_INFO"] = request.path
+        environ["QUERY_STRING"] = request.query
+        environ["REQUEST_URI"] = request.request_uri
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
+        environ["SERVER_NAME"] = listener.name
+        environ["SERVER_PORT"] = listener.port
+        environ["REMOTE_ADDR"], port = channel.peer
+        environ["REMOTE_PORT"] = str(port) if port else ""
+        environ["wsgi.input"] = io.BytesIO() if request.body_rcv is None else request.get_body_stream()
+        environ["hardserve.client_disconnected"] = channel.client_gone
+        environ.update(request.headers)
+        environ["HTTP_X_REQUEST_ID"] = request.request_id
+        return environ
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        if exc_info is not None:
+            try:
+                if self._streaming or self._finished:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # no cycle through this frame (PEP 3333)
+        elif self._head is not None:
+            raise BadResponseError("start_response was called twice without exc_info")
+        self._head = check_head(status, headers, method=self._request.command)
+        return self._write
+
+    # --- the response ---
+
+    def _write(self, data: bytes) -> None:
+        """The `write` callable of PEP 3333."""
+        if data:
+            self._send_block(data, None)
+
+    def _send_block(self, block: bytes, blocks: Iterable[bytes] | None) -> None:
+        """Send `block`, which came from `blocks`; None for one that came through `write`."""
+        head = self._head
+        if head is None:
+            raise BadResponseError("the app yielded a block before it called start_response")
+        if type(block) is not bytes:
+            raise BadResponseError(f"the app yielded {type(block).__name__}, not bytes")
+        if self._streaming:
+            self._send_next(head, block)
+        elif not self._finished:
+            if head.length is None and not head.bodiless and _is_sole(blocks):
+                head.length = len(block)
+            self._send_first(head, block)
+        elif not head.bodiless:
+            self._warn_of_excess(head)
+
+    def _send_first(self, head: Head, block: bytes) -> None:
+        start = self._start(head)
+        if head.bodiless:
+            self._finish(start)
+        elif head.length is None:
+            self._stream(start, self._framed(block), open_ended=True)
+        elif len(block) < head.length:
+            self._stream(start, block, open_ended=False)
+            self._body_sent = len(block)
+        else:
+            self._finish(start + (block if len(block) == head.length else block[: head.length]))
+            if len(block) > head.length:
+                self._warn_of_excess(head)
+
+    def _send_next(self, head: Head, block: bytes) -> None:
+        if head.length is None:
+            self._put(self._framed(block))
+            return
+        room = head.length - self._body_sent
+        self._body_sent += len(block)
+        if len(block) < room:
+            self._put(block)
+        else:
+            self._finish(block if len(block) == room else block[:room])
+            if len(block) > room:
+                self._warn_of_excess(head)
+
+    def _end(self) -> None:
+        """The app has nothing more to say."""
+        head = self._head
+        if self._finished:
+            return
+        if head is None:
+            raise BadResponseError("the app returned without calling start_response")
+        if not self._streaming:
+            if head.length is None and not head.bodiless:
+                head.length = 0
+            start = self._start(head)
+            if head.length and not head.bodiless:
+                self._stream(start, b"", open_ended=False)
+            else:
+                self._finish(start)
+                return
+        if head.length is not None:
+            raise BadResponseError(f"the app sent {self._body_sent} of the {head.length} bytes it promised")
+        self._finish(b"0\r\n\r\n" if self._chunked else b"")
+
+    def _start(self, head: Head) -> bytes:
+        """Decide how the end of the body is marked (RFC 9112 6.3), and return the head's bytes."""
+        request = self._request
+        unknown = head.length is None and not head.bodiless
+        self._chunked = unknown and request.version == "1.1"
+        self._close_delimited = unknown and not self._chunked
+        self._keep_alive = request.keep_alive and not self._close_delimited and self._channel.may_keep_alive()
+        connection = "close" if not self._keep_alive else "keep-alive" if request.version == "1.0" else ""
+        return head_bytes(
+            head,
+            request_id=request.request_id,
+            date=self._ctx.date.text(),
+            chunked=self._chunked,
+            connection=connection,
+        )
+
+    def _framed(self, block: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block
+
+    def _stream(self, start: bytes, block: bytes, *, open_ended: bool) -> None:
+        self._streaming = True
+        self._interruptible = Interruptible()
+        self._channel.begin_stream(open_ended=open_ended, abandon=self._interruptible.interrupt)
+        self._put(start + block)
+
+    def _put(self, data: bytes) -> None:
+        self._sent += len(data)
+        self._channel.write(data)
+
+    def _finish(self, data: bytes) -> None:
+        self._streaming = False
+        self._finished = True
+        self._sent += len(data)
+        self._channel.finish(data, keep_alive=self._keep_alive, flushed=self._flushed)
+
+    def _flushed(self, unsent: int) -> None:
+        """Log the request. Worker thread, or the I/O thread if the client was slow to take it."""
+        assert self._head is not None
+        self._report(int(self._head.status[:3]), self._sent - unsent, "client_disconnected" if unsent else "")
+
+    def _report(self, status: int, sent: int, reason: str) -> None:
+        self._ctx.outcome(self._channel, self._request, status, sent, reason)
+
+    def _warn_of_excess(self, head: Head) -> None:
+        if not self._truncated:
+            self._truncated = True
+            logger.warning(
+                "request %s: the app sent more than the %d bytes it promised; the rest was dropped",
+                self._request.request_id,
+                head.length or 0,
+            )
+
+    # --- when it goes wrong ---
+
+    def _client_left(self, error: BaseException) -> None:
+        """The client went away while the app was answering; or the app let a ConnectionError of its own escape."""
+        if self._finished:
+            self._log_failure(error)
+        elif self._streaming and self._channel.client_gone():
+            self._channel.abort(reset=True)
+            assert self._head is not None
+            self._report(int(self._head.status[:3]), self._sent, "client_disconnected")
+        else:
+            self._app_failed(error)
+
+    def _app_failed(self, error: BaseException) -> None:
+        self._log_failure(error)
+        if self._finished:
+            return
+        if self._streaming:
+            # The client must not take what it has for the whole.
+            self._channel.abort(reset=self._close_delimited)
+            assert self._head is not None
+            self._report(int(self._head.status[:3]), self._sent, "app_failed_midway")
+            return
+        refusal = refusals.APP_FAILED
+        request = self._request
+        self._keep_alive = request.keep_alive and self._channel.may_keep_alive()
+        answer = refusal_response(
+            refusal,
+            request_id=request.request_id,
+            date=self._ctx.date.text(),
+            head_only=request.command == "HEAD",
+            close=not self._keep_alive,
+        )
+        self._finished = True
+        self._sent = len(answer)
+        self._channel.finish(
+            answer,
+            keep_alive=self._keep_alive,
+            flushed=lambda unsent: self._report(refusal.status, len(answer) - unsent, refusal.name),
+        )
+
+    def _log_failure(self, error: BaseException) -> None:
+        request = self._request
+        where = "after its response" if self._finished else "midway" if self._streaming else "before its response"
+        if isinstance(error, BadResponseError):
+            logger.error("request %s %s: %s", request.request_id, request.command, error)
+        else:
+            logger.error("request %s: the app failed %s", request.request_id, where, exc_info=error)
+
+
+def _is_sole(blocks: object) -> bool:
+    """Return whether the app's iterable says that it holds one block, which gives a response its length."""
+    try:
+        return len(blocks) == 1  # type: ignore[arg-type]
+    except TypeError:
+        return False

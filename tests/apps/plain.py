@@ -1,0 +1,6 @@
+"""A WSGI callable without any framework."""
+
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]

@@ -1,0 +1,302 @@
+"""What people write for a value is read, and written so that it can be read again."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardserve.settings import GIB, KIB, MIB, TIB, AddressList, Choice, Duration, Int, Kind, Output, Size
+from hardserve.values import (
+    FdAddress,
+    TcpAddress,
+    UnixAddress,
+    describe,
+    expected,
+    format_duration,
+    format_size,
+    parse,
+    parse_address,
+    parse_duration,
+    parse_size,
+    plain,
+    show,
+    write,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("10s", 10.0),
+        ("2m", 120.0),
+        ("1h", 3600.0),
+        ("500ms", 0.5),
+        ("1m30s", 90.0),
+        ("1h1m1s1ms", 3661.001),
+        ("1.5h", 5400.0),
+        ("0.1s", 0.1),
+        ("10", 10.0),
+        ("0.25", 0.25),
+        ("0", 0.0),
+        ("10S", 10.0),
+    ],
+)
+def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "s",
+        "10x",
+        "10 s",
+        "-1s",
+        "+1s",
+        "1s1m",
+        "1s1s",
+        "1m30",
+        "1e3",
+        "nan",
+        "inf",
+        ".5s",
+        "1.s",
+        "\uff11s",
+        "9" * 5000,
+    ],
+)
+def test_anything_else_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse_duration(text)
+
+
+@given(st.integers(0, 10_000_000).map(lambda ms: ms / 1000) | st.floats(0.001, 1e6))
+def test_a_duration_survives_being_written_and_read(seconds: float) -> None:
+    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10MiB", 10 * MIB),
+        ("10m", 10 * MIB),
+        ("10MB", 10_000_000),
+        ("10 MiB", 10 * MIB),
+        ("1g", GIB),
+        ("512k", 512 * KIB),
+        ("512K", 512 * KIB),
+        ("1TiB", TIB),
+        ("1kB", 1000),
+        ("1.5g", GIB + GIB // 2),
+        ("100", 100),
+        ("100b", 100),
+        ("0", 0),
+    ],
+)
+def test_a_size_is_read_in_bytes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "k", "10x", "10kibi", "-1k", "0.1k", "1.5", "1e3", "1_000", "\uff11k", "10  k", "9" * 5000]
+)
+def test_anything_else_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse_size(text)
+
+
+@given(st.integers(0, 2**40) | st.integers(0, 1024).map(lambda count: count * MIB))
+def test_a_size_survives_being_written_and_read(size: int) -> None:
+    assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8000", TcpAddress("127.0.0.1", 8000)),
+        ("localhost:0", TcpAddress("localhost", 0)),
+        ("my-host.example.com:65535", TcpAddress("my-host.example.com", 65535)),
+        ("[::1]:80", TcpAddress("::1", 80)),
+        ("[::]:80", TcpAddress("::", 80)),
+        ("[fe80::1%eth0]:80", TcpAddress("fe80::1%eth0", 80)),
+        ("unix:/run/web.sock", UnixAddress("/run/web.sock")),
+        ("unix:/run/web.sock?mode=660", UnixAddress("/run/web.sock", 0o660)),
+        ("unix:/w?mode=0600&owner=www-data:www", UnixAddress("/w", 0o600, "www-data", "www")),
+        ("unix:/w?owner=1000", UnixAddress("/w", None, "1000", None)),
+        ("unix:/w?owner=:www-data", UnixAddress("/w", None, None, "www-data")),
+        ("fd:3", FdAddress(3)),
+    ],
+)
+def test_an_address_is_read(text: str, address: object) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected host:port, "),
+        ("8000", "expected host:port, "),
+        (":8000", "expected host:port, "),
+        ("localhost", "expected host:port, "),
+        ("http://localhost:80", "expected brackets"),
+        ("local host:80", "expected host:port, "),
+        ("-host:80", "expected host:port, "),
+        ("a..b:80", "expected host:port, "),
+        ("localhost:", "expected a port from 0 to 65535"),
+        ("localhost:65536", "expected a port from 0 to 65535"),
+        ("localhost:-1", "expected a port from 0 to 65535"),
+        ("localhost:\uff18\uff10", "expected a port from 0 to 65535"),
+        ("::1:8000", "expected brackets"),
+        ("[::1]", "expected brackets"),
+        ("[::1:8000", "expected brackets"),
+        ("[::g]:80", "expected an IP address"),
+        ("300.1.1.1:80", "expected an IP address"),
+        ("127.1:80", "expected an IP address"),
+        ("unix:", "expected the absolute path"),
+        ("unix:web.sock", "expected the absolute path"),
+        ("unix:/run/", "expected the absolute path"),
+        ("unix:/run/a\0b", "expected the absolute path"),
+        ("unix:/" + "x" * 107, "expected a path of at most"),
+        ("unix:/w?mode=rw", "expected a mode of three octal digits"),
+        ("unix:/w?mode=7777", "expected a mode of three octal digits"),
+        ("unix:/w?mode=660&mode=600", "expected nothing after the question mark but"),
+        ("unix:/w?group=www", "expected nothing after the question mark but"),
+        ("unix:/w?owner=", "expected owner=user"),
+        ("unix:/w?owner=a:b:c", "expected owner=user"),
+        ("fd:", "expected the number of an open socket"),
+        ("fd:-1", "expected the number of an open socket"),
+        ("fd:0x3", "expected the number of an open socket"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message.replace("[", "\\[")):
+        parse_address(text)
+
+
+@given(st.text(max_size=40) | st.from_regex(r"(unix:/|fd:|\[)[a-z0-9:.?=&%\]]*"))
+def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+    try:
+        address, problem = parse_address(text), ""
+    except ValueError as error:
+        address, problem = None, str(error)
+    assert (address is None) == problem.startswith("expected ")
+
+
+SECONDS, BYTES, COUNT = Duration(0.1, 300.0), Size(256, MIB), Int(1, 256)
+WORDS, OUTPUT, ADDRESSES = Choice(("info", "error")), Output(("stdout", "off")), AddressList()
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "value"),
+    [
+        pytest.param(SECONDS, 10, 10.0, id="a whole number is seconds"),
+        pytest.param(SECONDS, 0.1, 0.1, id="the smallest duration is allowed"),
+        pytest.param(SECONDS, "300s", 300.0, id="the greatest duration is allowed"),
+        pytest.param(BYTES, 256, 256, id="a number is bytes"),
+        pytest.param(BYTES, "1m", MIB, id="the greatest size is allowed"),
+        pytest.param(COUNT, 1, 1, id="the smallest count is allowed"),
+        pytest.param(COUNT, "256", 256, id="a count may be text, for a variable is"),
+        pytest.param(WORDS, "INFO", "info", id="a word may be in capitals"),
+        pytest.param(OUTPUT, "off", "off", id="a word of an output"),
+        pytest.param(OUTPUT, "/var/log/a", "/var/log/a", id="a path with a slash"),
+        pytest.param(OUTPUT, "access.log", "access.log", id="a path with a dot"),
+        pytest.param(ADDRESSES, "fd:3", ("fd:3",), id="one address need not be in a list"),
+        pytest.param(ADDRESSES, ["fd:3", "fd:4"], ("fd:3", "fd:4"), id="addresses keep their order"),
+        pytest.param(ADDRESSES, ["a:0", "a:0"], ("a:0", "a:0"), id="any free port can be asked for twice"),
+    ],
+)
+def test_a_value_is_read_according_to_its_kind(kind: Kind, raw: object, value: object) -> None:
+    assert parse(kind, raw) == value
+    assert type(parse(kind, raw)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        pytest.param(SECONDS, True, id="true is not one second"),
+        pytest.param(BYTES, True, id="true is not one byte"),
+        pytest.param(COUNT, True, id="true is not one thread"),
+        pytest.param(COUNT, False, id="false is not none"),
+        pytest.param(COUNT, "ture", id="a misspelt word is not a number"),
+        pytest.param(COUNT, 8.0, id="a count has no decimal point"),
+        pytest.param(COUNT, "8.0", id="nor has it as text"),
+        pytest.param(COUNT, 0, id="below the bound"),
+        pytest.param(COUNT, 257, id="above the bound"),
+        pytest.param(COUNT, "9" * 5000, id="more digits than Python cares to read"),
+        pytest.param(COUNT, None, id="nothing is not a number"),
+        pytest.param(SECONDS, float("nan"), id="not a number"),
+        pytest.param(SECONDS, float("inf"), id="no end"),
+        pytest.param(SECONDS, 0.09, id="too short"),
+        pytest.param(SECONDS, "5m1s", id="too long"),
+        pytest.param(SECONDS, [10], id="a list is no duration"),
+        pytest.param(BYTES, 256.0, id="a size has no decimal point"),
+        pytest.param(BYTES, "255", id="too small"),
+        pytest.param(WORDS, "warn", id="none of the words"),
+        pytest.param(WORDS, ["info"], id="a list is no word"),
+        pytest.param(OUTPUT, "stdot", id="a misspelt word is not the name of a file"),
+        pytest.param(OUTPUT, "", id="no path"),
+        pytest.param(OUTPUT, "logs/", id="a directory"),
+        pytest.param(OUTPUT, "a\n/b", id="a newline in a path"),
+        pytest.param(ADDRESSES, [], id="an empty list"),
+        pytest.param(ADDRESSES, [8000], id="a port alone"),
+        pytest.param(ADDRESSES, {"host": "a"}, id="a table is no list"),
+    ],
+)
+def test_what_is_not_of_the_kind_is_refused(kind: Kind, raw: object) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse(kind, raw)
+
+
+def test_of_several_addresses_the_wrong_one_is_named() -> None:
+    with pytest.raises(ValueError, match=r'^"b": expected host:port, '):
+        parse(ADDRESSES, ["a:1", "b"])
+
+
+def test_an_address_cannot_be_listed_twice() -> None:
+    with pytest.raises(ValueError, match=r'^expected each address once, but "\[0:0::1\]:1" is repeated$'):
+        parse(ADDRESSES, ["[::1]:1", "[0:0::1]:1"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "message"),
+    [
+        (SECONDS, 10.0, 'expected a duration from 0.1s to 300s, such as "10s"'),
+        (BYTES, 8 * KIB, 'expected a size from 256 to 1MiB, such as "8KiB"'),
+        (COUNT, 8, "expected a whole number from 1 to 256, such as 8"),
+        (WORDS, "info", "expected one of info, error"),
+        (OUTPUT, "off", 'expected "stdout", "off" or the path of a file (with a slash or a dot in it)'),
+    ],
+)
+def test_the_message_says_what_is_allowed(kind: Kind, default: object, message: str) -> None:
+    assert expected(kind, default) == message
+    assert describe(kind) in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "in_toml", "typed"),
+    [
+        (SECONDS, 90.0, '"90s"', "90s"),
+        (SECONDS, 0.5, '"0.5s"', "0.5s"),
+        (BYTES, 64 * KIB, '"64KiB"', "64KiB"),
+        (BYTES, 0, "0", "0"),
+        (COUNT, 8, "8", "8"),
+        (WORDS, "info", '"info"', "info"),
+        (ADDRESSES, ("a:1", "b:2"), '["a:1", "b:2"]', "a:1,b:2"),
+    ],
+)
+def test_a_value_is_written_for_a_file_and_for_a_variable(kind: Kind, value: object, in_toml: str, typed: str) -> None:
+    assert (write(kind, value), plain(kind, value)) == (in_toml, typed)
+
+
+@given(st.text())
+def test_whatever_is_shown_is_on_one_line_and_prints(text: str) -> None:
+    assert show(text).isprintable()
+    assert show([text, {text: 1}]).isprintable()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_is_shown_as_toml_reads_it(text: str) -> None:
+    import tomllib
+
+    assert tomllib.loads(f"a = {show(text)}") == {"a": text}
