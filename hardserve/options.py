@@ -353,12 +353,10 @@ def _syntax_problem(shown: str, text: str, message: str) -> str:
 _TOML_KEY = r"""(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
 # Text, for `re` to compile when there is a file and not at every start.
 _TOML_STATEMENT = (
-    rf"[ \t]*(?P<bracket>\[?)\[?[ \t]*(?P<names>{_TOML_KEY}(?:[ \t]*\.[ \t]*{_TOML_KEY})*)[ \t]*[=\]]"
+    rf"[ \t]*(?P<bracket>\[?)\[?[ \t]*(?P<names>{_TOML_KEY}(?:[ \t]*\.[ \t]*{_TOML_KEY})*)[ \t]*(?:=|\]\]?)"
 )
 # Strings and comments first: brackets, quotes and newlines in them mean nothing.
-_TOML_PART = (
-    r"""(?s)"{3}(?:\\.|[^\\])*?"{3,5}|'{3}.*?'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*|[^]["'{}\n\#]+|."""
-)
+_TOML_PART = r"""(?s)"{3}(?:\\.|[^\\])*?"{3,5}|'{3}.*?'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*|[^]["'{}\n\#]+|."""
 
 
 def _toml_lines(text: str) -> dict[tuple[str, ...], int]:

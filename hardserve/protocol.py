@@ -19,6 +19,10 @@ REASONS |= {413: "Content Too Large", 414: "URI Too Long", 418: "(Unused)", 422:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+class ClientDisconnectedError(ConnectionError):
+    """The client went away, or was cut off, before its response was complete. Raised in the worker."""
+
+
 class DateClock:
     """The `Date` header field's value (RFC 9110 6.6.1), formatted once a second.
 

@@ -15,7 +15,7 @@ from hardserve.settings import GIB, KIB, MIB, TIB, AddressList, Choice, Duration
 
 def parse_duration(text: str) -> float:
     """Read "10s", "1m30s", "1.5h", "500ms" or plain seconds. Raises ValueError for anything else."""
-    number = r"([0-9]{1,12}(?:\.[0-9]{1,12})?)"
+    number = r"([0-9]{1,12}(?:\.[0-9]{1,25})?)"
     if re.fullmatch(number, text):
         return float(text)
     match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?(?:{number}ms)?", text.lower())

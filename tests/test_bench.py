@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import peers, process, report, wrk
+
+from tests.bench import peers, process, report, wrk
 
 WRK = """\
 Running 2s test @ http://127.0.0.1:9100/

@@ -83,9 +83,7 @@ def test_a_standard_stream_that_was_closed_at_start_is_refused(monkeypatch: pyte
         LogFile("stderr").open()
 
 
-def test_a_relative_path_survives_a_change_of_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_survives_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = LogFile("access.log")
     monkeypatch.chdir("/")
@@ -175,9 +173,7 @@ def test_a_cut_line_is_completed_before_the_file_is_rotated(path: Path) -> None:
     assert path.read_text() == "three\n"
 
 
-def test_a_pipe_in_non_blocking_mode_is_waited_for_and_resumed(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_in_non_blocking_mode_is_waited_for_and_resumed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logfile, "_WRITABLE_TIMEOUT_MS", 0)
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -283,9 +279,7 @@ def test_a_file_that_cannot_be_rotated_takes_no_line_past_its_size(path: Path) -
     batches=st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=8), max_size=8),
     max_bytes=st.integers(1, 30),
 )
-def test_no_file_exceeds_its_size_but_by_one_line_and_no_line_is_lost(
-    batches: list[list[int]], max_bytes: int
-) -> None:
+def test_no_file_exceeds_its_size_but_by_one_line_and_no_line_is_lost(batches: list[list[int]], max_bytes: int) -> None:
     with TemporaryDirectory() as directory:
         path = Path(directory, "log")
         written = []

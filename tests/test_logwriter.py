@@ -70,12 +70,6 @@ def running(
         assert writer.close(TIMEOUT_S)
 
 
-def run(script: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-W", "ignore", "-c", script], text=True, timeout=30, check=True, **options
-    )
-
-
 def test_lines_are_written_in_order_and_none_is_left_at_close(path: Path, reports: Reports) -> None:
     lines = [b"line %d\n" % number for number in range(5000)]
     with running(path, reports, gather_s=1000.0) as writer:
@@ -166,9 +160,7 @@ def test_threads_lose_no_line_and_keep_their_order(path: Path, reports: Reports)
 def test_threads_never_overfill_the_queue(path: Path, reports: Reports) -> None:
     # Not started, so that nothing is taken out; equal lines make the account exact.
     writer = LogWriter("access", LogFile(str(path)), report=reports, capacity_bytes=1000 * (10 + LINE_OVERHEAD))
-    workers = [
-        threading.Thread(target=lambda: [writer.write(b"x" * 9 + b"\n") for _ in range(1000)]) for _ in range(8)
-    ]
+    workers = [threading.Thread(target=lambda: [writer.write(b"x" * 9 + b"\n") for _ in range(1000)]) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:

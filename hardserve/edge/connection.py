@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 The I/O thread reads, parses and judges. When a request is complete it calls `EdgeContext.dispatch`, and the
-connection is BUSY: from then on one worker, and no other, answers through `write` and `finish`. `finish` hands the connection back.
+connection is BUSY: from then on one worker, and no other, answers through `write` and `finish`. `finish` hands the
+connection back.
 
 Which thread owns what:
 
@@ -24,7 +25,8 @@ What the socket does not take at once is kept in `unsent` and sent by the I/O th
 `limits.response_buffer` the worker waits in `write`; the client's deadline for taking it is `timeouts.response`.
 
 A client that has gone shows as an error on send, or as the end of its stream. The latter may also be a client that
-has only finished *sending* (RFC 9112 9.6), so an answer whose end is known goes on; one without an end does not.
+has only finished *sending* (RFC 9112 9.6), so what the app produces is still sent, and fails soon if nobody is there.
+Only when an answer of no known length says nothing for `timeouts.abandoned` after that is its app interrupted.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hardserve import refusals
 from hardserve.edge.parsing import ParserRules, Request
-from hardserve.protocol import CONTINUE, DateClock, refusal_response
+from hardserve.protocol import CONTINUE, ClientDisconnectedError, DateClock, refusal_response
 
 if TYPE_CHECKING:
     from hardserve.edge.listener import Listener
@@ -69,10 +71,6 @@ class Phase(Enum):
 
 
 IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = Phase
-
-
-class ClientDisconnectedError(ConnectionError):
-    """The client went away, or was cut off, before its response was complete. Raised in the worker."""
 
 
 class Poller(Protocol):
@@ -437,7 +435,7 @@ class Connection:
         self.unsent_bytes += len(data)
 
     def client_gone(self) -> bool:
-        """Return whether nobody is left to read an open-ended response. Worker thread."""
+        """Return whether nobody seems to be left to read the response. Any thread."""
         return self.phase is CLOSED or (self.eof and self.open_ended)
 
     def write(self, data: bytes) -> None:
@@ -445,11 +443,11 @@ class Connection:
 
         Raises ClientDisconnectedError when the client has gone.
         """
-        if self.client_gone():
-            raise ClientDisconnectedError
         with self.lock:
             if self.phase is CLOSED:
                 raise ClientDisconnectedError
+            if self.eof and self.read_deadline != math.inf:
+                self.read_deadline = monotonic() + self._ctx.settings.timeouts.abandoned  # the app is not stuck
             try:
                 self._send_or_keep(data)
             except OSError as error:

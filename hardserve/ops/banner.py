@@ -88,7 +88,9 @@ def _size(size_bytes: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    for unit, name in ((3600, "h"), (60, "m")):
-        if seconds > unit and seconds % unit == 0:
-            return f"{seconds / unit:g}{name}"
+    if seconds >= 3600 and seconds % 3600 == 0:
+        return f"{seconds / 3600:g}h"
+    # A minute reads best as the 60s it was set as.
+    if seconds >= 120 and seconds % 60 == 0:
+        return f"{seconds / 60:g}m"
     return f"{seconds:g}s"

@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 from wsgiref.util import FileWrapper
 
 from hardserve import refusals
-from hardserve.protocol import DateClock, refusal_response
+from hardserve.protocol import ClientDisconnectedError, DateClock, refusal_response
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.response import BadResponseError, Head, check_head, head_bytes
 
@@ -143,8 +143,8 @@ class Task:
         """Call the app and send what it answers."""
         try:
             self._call_app()
-        except (ConnectionError, AbandonedError) as error:
-            self._client_left(error)
+        except (ClientDisconnectedError, AbandonedError):
+            self._client_left()
         except BaseException as error:
             self._app_failed(error)
         finally:
@@ -328,16 +328,12 @@ class Task:
 
     # --- when it goes wrong ---
 
-    def _client_left(self, error: BaseException) -> None:
-        """The client went away while the app was answering; or the app let a ConnectionError of its own escape."""
-        if self._finished:
-            self._log_failure(error)
-        elif self._streaming and self._channel.client_gone():
-            self._channel.abort(reset=True)
+    def _client_left(self) -> None:
+        """The client went away while the app was answering: nobody is to blame, and nobody is left to tell."""
+        if self._streaming:
             assert self._head is not None
+            self._channel.abort(reset=True)
             self._report(int(self._head.status[:3]), self._sent, "client_disconnected")
-        else:
-            self._app_failed(error)
 
     def _app_failed(self, error: BaseException) -> None:
         self._log_failure(error)

@@ -35,8 +35,9 @@ a round. wrk runs beside the server (-t1 -c32), so on two cores it takes part of
 
 RSS is the sum over a server's processes; PSS counts what they share once. "-import s" is the time
 from exec to the first answer less the time that `import hello` takes in the same interpreter.
-"Others" is the share of the machine that went neither to the server nor to wrk: when it is not near
-zero, figures come out too low or, for threaded servers, too high: measure again. "Logged" is how many of the requests are in the access log.
+"Logged" is how many of the requests are in the access log. "Others" is the share of the machine that
+went neither to the server nor to wrk: when it is not near zero, figures come out too low or, for
+threaded servers, too high: measure again.
 
 Idle connections come from twenty addresses and make one request each; requests a second without
 them are measured before they come and after they leave. For that part waitress gets a higher

@@ -1,0 +1,191 @@
+"""What tests share: a server in this process on a free port, and a client that says exactly the bytes it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hardserve.ops.accesslog import AccessEntry, AccessLog
+from hardserve.options import from_keywords
+from hardserve.server import Server
+
+# Everything here ends by itself; a test that waits longer than this has failed.
+PATIENCE_S = 10.0
+
+
+class RecordingAccessLog(AccessLog):
+    """Keeps entries instead of writing them; `wait_for` returns when so many requests have been logged."""
+
+    def __init__(self) -> None:
+        self.entries: list[AccessEntry] = []
+        self._changed = threading.Condition()
+
+    def start(self) -> None: ...
+
+    def write(self, entry: AccessEntry) -> None:
+        with self._changed:
+            self.entries.append(entry)
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> bool:
+        return True
+
+    def wait_for(self, count: int) -> list[AccessEntry]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.entries) >= count, PATIENCE_S), self.entries
+            return list(self.entries)
+
+
+@dataclass
+class Running:
+    """A server in a thread of this process."""
+
+    server: Server
+    log: RecordingAccessLog
+    thread: threading.Thread
+    exit_codes: list[int] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.server.urls[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def connect(self, source: str | None = None) -> Client:
+        return Client(
+            socket.create_connection(
+                ("127.0.0.1", self.port), PATIENCE_S, source_address=(source, 0) if source else None
+            )
+        )
+
+    def exchange(self, data: bytes) -> bytes:
+        """Send `data` on a connection of its own and return everything that comes back."""
+        with self.connect() as client:
+            client.send(data)
+            client.shutdown_write()
+            return client.receive_all()
+
+    def stop(self) -> int:
+        """Drain, and return the exit code."""
+        self.server.stop()
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive(), self.server
+        return self.exit_codes[0]
+
+
+@contextlib.contextmanager
+def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
+    """Serve `app` on a free port of 127.0.0.1 while the block runs; `settings` as for `hardserve.serve`."""
+    settings.setdefault("bind", "127.0.0.1:0")
+    settings.setdefault("threads", 4)
+    log = RecordingAccessLog()
+    server = Server(app, from_keywords(**settings), log)
+    server.bind()
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(server.run()), name="edge", daemon=True)
+    running = Running(server, log, thread, codes)
+    thread.start()
+    try:
+        yield running
+    finally:
+        if thread.is_alive():
+            server.stop()
+            server.stop()  # at once: what a test has not finished is not its subject
+            thread.join(PATIENCE_S)
+        assert not thread.is_alive(), f"the server did not stop: {server!r}"
+
+
+@dataclass
+class Response:
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """Return the values of a field, joined by a comma, None if it is absent."""
+        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        return ", ".join(values) if values else None
+
+
+class Client:
+    """A blocking connection. Reading past what the server sent fails the test by its time limit."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self._buffer = b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def shutdown_write(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close so that the server sees an error, not an end."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+    def receive_all(self) -> bytes:
+        """Return what comes until the server closes. Raises ConnectionError if it resets instead."""
+        while data := self.socket.recv(65536):
+            self._buffer += data
+        taken, self._buffer = self._buffer, b""
+        return taken
+
+    def receive_until(self, mark: bytes) -> bytes:
+        while mark not in self._buffer:
+            self._fill()
+        end = self._buffer.index(mark) + len(mark)
+        taken, self._buffer = self._buffer[:end], self._buffer[end:]
+        return taken
+
+    def receive_exactly(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            self._fill()
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def _fill(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise EOFError(f"the server closed after {self._buffer[-200:]!r}")
+        self._buffer += data
+
+    def response(self, *, head_only: bool = False) -> Response:
+        """Read one response, framed by its length, its chunks, or the end of the connection."""
+        status_line, *lines = self.receive_until(b"\r\n\r\n").decode("latin-1").split("\r\n")[:-2]
+        headers = [(line.partition(":")[0], line.partition(":")[2].strip()) for line in lines]
+        response = Response(int(status_line.split(" ")[1]), headers, b"")
+        if head_only or response.status in (204, 304) or response.status < 200:
+            return response
+        if response.header("Transfer-Encoding") == "chunked":
+            while size := int(self.receive_until(b"\r\n"), 16):
+                response.body += self.receive_exactly(size)
+                assert self.receive_exactly(2) == b"\r\n"
+            assert self.receive_exactly(2) == b"\r\n"
+        elif (length := response.header("Content-Length")) is not None:
+            response.body = self.receive_exactly(int(length))
+        else:
+            response.body = self.receive_all()
+        return response
+
+    def get(self, target: str, *extra: str, method: str = "GET", body: bytes = b"", version: str = "1.1") -> Response:
+        """Make one request and read its response."""
+        lines = [f"{method} {target} HTTP/{version}", "Host: test", *extra]
+        if body:
+            lines.append(f"Content-Length: {len(body)}")
+        self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        return self.response(head_only=method == "HEAD")

@@ -1,0 +1,73 @@
+"""The presets in config/ are real: they load, each line changes something, and each says why."""
+
+import re
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from hardserve.options import OPTIONS, DotEnv, resolve
+from hardserve.settings import MIB, Settings
+
+CONFIG = Path(__file__).parent.parent / "config"
+PRESETS = ("raspberry-pi", "vps", "internal-tool")
+
+
+def load(preset: str) -> Settings:
+    return resolve(environ={}, config=CONFIG / f"{preset}.toml", directory=CONFIG).settings
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_loads_and_sets_nothing_to_its_default(preset: str) -> None:
+    settings = load(preset)
+    given = tomllib.loads((CONFIG / f"{preset}.toml").read_text())
+    keys = {f"{section}.{name}" for section, values in given.items() for name in values}
+    changed = {
+        option.key for option in OPTIONS if getattr(getattr(settings, option.section), option.name) != option.default
+    }
+    assert keys == changed
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_line_of_a_preset_has_its_reason_above_it(preset: str) -> None:
+    lines = (CONFIG / f"{preset}.toml").read_text().splitlines()
+    for above, line in pairwise(lines):
+        if re.match(r"\w+ = ", line):
+            assert re.match(r"# .{10,}", above), line
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_says_how_to_use_it(preset: str) -> None:
+    assert f"hardserve --config config/{preset}.toml app:app" in (CONFIG / f"{preset}.toml").read_text()
+
+
+def test_no_preset_is_forgotten_here() -> None:
+    assert {path.stem for path in CONFIG.glob("*.toml")} == {"hardserve", *PRESETS}
+
+
+def test_the_raspberry_pi_stays_within_its_memory() -> None:
+    # The most that clients can make the server hold: a request read ahead and the head of one more on each
+    # connection, a body in memory and a response on each thread.
+    settings = load("raspberry-pi")
+    limits, threads = settings.limits, settings.server.threads
+    held = limits.connections * (limits.pipeline + limits.header) + threads * limits.response_buffer
+    held += (threads + settings.server.queue) * limits.body_memory
+    assert held < 64 * MIB
+    assert settings.log.access == "stdout"  # the journal, and not a file of ours on the card
+
+
+def test_the_internal_tool_is_not_open_to_a_larger_crowd_than_the_vps() -> None:
+    assert load("internal-tool").limits.connections < load("vps").limits.connections
+
+
+def test_the_example_env_is_read_and_each_setting_in_it_exists(tmp_path: Path) -> None:
+    text = (CONFIG / "example.env").read_text()
+    (tmp_path / ".env").write_text(text)
+    assert DotEnv.load(tmp_path / ".env").values == {}
+    (tmp_path / ".env").write_text(re.sub(r"(?m)^#(\w+=)", r"\1", text))
+    dotenv = DotEnv.load(tmp_path / ".env", directory=tmp_path)
+    resolved = resolve(environ={}, dotenv=dotenv, directory=tmp_path)
+    given = {option.variable for option in OPTIONS if resolved.origins[option.key] != "default"}
+    assert given == {name for name in dotenv.values if name.startswith("HARDSERVE_")}
+    assert len(given) >= 4
