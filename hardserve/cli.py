@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 
 from hardserve.options import OPTIONS, SECTIONS, DotEnv, Option, Resolved, SettingsError, example_toml, resolve
-from hardserve.settings import AddressList, Choice, Duration, Int, Output, Size
+from hardserve.settings import AddressList, Choice, Duration, Int, Output, Settings, Size
 from hardserve.values import describe, plain, show
 
-EXIT_CONFIGURATION = 78
+EXIT_FAILURE, EXIT_CONFIGURATION = 1, 78
 DEMO = "hardserve.demo:app"
 
 # What most people set; `--help-all` has the rest.
@@ -187,25 +187,28 @@ def _run(
         _print_settings(resolved)
     else:
         dotenv.apply(os.environ)
-        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved))
+        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved.settings))
 
 
-def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
-    from hardserve import server  # noqa: PLC0415
+def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
+    from hardserve.edge.listener import ListenError  # noqa: PLC0415
     from hardserve.loader import LoadError, load_app  # noqa: PLC0415
-    from hardserve.ops import logs  # noqa: PLC0415
-    from hardserve.ops.logfile import LogFileError  # noqa: PLC0415
+    from hardserve.ops.logs import configure  # noqa: PLC0415
+    from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
+    from hardserve.server import run  # noqa: PLC0415
 
     try:
-        logs.configure(resolved.settings.log)
+        logs = configure(settings.log)
         loaded = load_app(spec, directory=directory, environ=os.environ)
-    except LogFileError as error:
-        click.echo(f"hardserve: {error}", err=True)
-        return EXIT_CONFIGURATION
+        return run(loaded.app, loaded.spec, settings, logs)
     except LoadError as error:
-        click.echo(str(error), err=True)
-        return error.exit_code
-    return server.run(loaded, resolved)
+        problem, exit_code = str(error), error.exit_code
+    except LogFileError as error:
+        problem, exit_code = f"hardserve: {error}", EXIT_CONFIGURATION
+    except ListenError as error:
+        problem, exit_code = f"hardserve: {error}", EXIT_FAILURE
+    click.echo(problem, err=True)
+    return exit_code
 
 
 def _print_settings(resolved: Resolved) -> None:

@@ -157,25 +157,26 @@ def test_an_entry_has_no_place_for_a_body_credentials_or_a_cookie() -> None:
 # --- what clients send ---
 
 HOSTILE = [
-    pytest.param("a\nb", r"a\x0Ab", id="a newline"),
-    pytest.param("a\r\nb", r"a\x0D\x0Ab", id="a carriage return"),
-    pytest.param("a\x1b[2Jb", r"a\x1B[2Jb", id="a terminal escape"),
+    pytest.param("a\nb", r"a\nb", id="a newline"),
+    pytest.param("a\r\nb", r"a\r\nb", id="a carriage return"),
+    pytest.param("a\x1b[2Jb", r"a\x1b[2Jb", id="a terminal escape"),
     pytest.param('a"b', r"a\x22b", id="a quote"),
-    pytest.param("a\\b", r"a\x5Cb", id="a backslash"),
+    pytest.param("a\\b", r"a\\b", id="a backslash"),
     pytest.param("a\x00b", r"a\x00b", id="a NUL"),
-    pytest.param("a\x7fb", r"a\x7Fb", id="a DEL"),
-    pytest.param("a\x9bb", r"a\x9Bb", id="a C1 control sequence introducer"),
-    pytest.param("a\u00e9b", r"a\xE9b", id="latin-1"),
+    pytest.param("a\x7fb", r"a\x7fb", id="a DEL"),
+    pytest.param("a\x9bb", r"a\x9bb", id="a C1 control sequence introducer"),
+    pytest.param("a\u00e9b", r"a\xe9b", id="latin-1"),
     pytest.param("a\u2028b", r"a\u2028b", id="a line separator"),
-    pytest.param("a\U0001f600b", r"a\U0001F600b", id="past the basic plane"),
-    pytest.param("a\udc80b", r"a\uDC80b", id="a lone surrogate"),
+    pytest.param("a\U0001f600b", r"a\U0001f600b", id="past the basic plane"),
+    pytest.param("a\udc80b", r"a\udc80b", id="a lone surrogate"),
 ]
 
 
 @pytest.mark.parametrize(("sent", "logged"), HOSTILE)
 @pytest.mark.parametrize("field", ["target", "user_agent", "referer", "user", "request_id", "client"])
 def test_hostile_characters_are_escaped(field: str, sent: str, logged: str) -> None:
-    entry = ENTRY._replace(**{field: sent})
+    changes: dict[str, Any] = {field: sent}
+    entry = ENTRY._replace(**changes)
     assert logged in CombinedLine()(entry).decode()
     names = {"user_agent": "agent", "request_id": "id"}
     assert json.loads(JsonLine()(entry))[names.get(field, field)] == sent
@@ -185,7 +186,8 @@ def test_hostile_characters_are_escaped(field: str, sent: str, logged: str) -> N
 
 @pytest.mark.parametrize("field", ["client", "user", "method", "target", "version", "request_id", "refusal"])
 def test_a_space_cannot_end_a_field_without_quotes(field: str) -> None:
-    entry = ENTRY._replace(**{field: "a b"})
+    changes: dict[str, Any] = {field: "a b"}
+    entry = ENTRY._replace(**changes)
     match = COMBINED.fullmatch(CombinedLine()(entry).decode())
     assert match
     assert r"a\x20b" in match[0]
@@ -201,7 +203,8 @@ def test_a_long_field_is_cut_and_says_so(field: str, length: int) -> None:
     whole, cut = "x" * length, "x" * length + "..."
     keys = {"user_agent": "agent"}
     for sent, logged in ((whole, whole), (whole + "x", cut), (whole * 100, cut)):
-        entry = ENTRY._replace(**{field: sent})
+        changes: dict[str, Any] = {field: sent}
+        entry = ENTRY._replace(**changes)
         assert json.loads(JsonLine()(entry))[keys.get(field, field)] == logged
         assert re.search(f'(?<!x){re.escape(logged)}[ "]', CombinedLine()(entry).decode())
 

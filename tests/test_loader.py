@@ -24,7 +24,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import hardserve
-from hardserve.loader import LoadedApp, LoadError, load_app
+from hardserve.loader import LoadedApp, LoadError, check_app, load_app
 from hardserve.loader.production import parts_of
 from hardserve.loader.servers import NoServerStarts
 
@@ -602,6 +602,33 @@ def test_flask_debug_may_be_off_in_the_ways_flask_knows(value, site):
     assert load(site({"app.py": FLASK.format(name="app")}), "app", FLASK_DEBUG=value).spec == "app:app"
 
 
+UNFIT = {
+    "debug mode": (lambda: _debugged(Flask("x")), 78, 'debug mode of the Flask app "x"'),
+    "a factory": (lambda: _debugged, 1, "_debugged is a factory that needs arguments"),
+    "a class": (lambda: Flask, 1, "Flask is a class"),
+    "a number": (lambda: 1, 1, "int is of type int, not a WSGI app"),
+}
+
+
+def _debugged(app: Flask) -> Flask:
+    app.debug = True
+    return app
+
+
+@pytest.mark.parametrize(("make", "exit_code", "says"), UNFIT.values(), ids=UNFIT.keys())
+def test_check_of_an_app_object_refuses(make, exit_code, says):
+    with pytest.raises(LoadError) as caught:
+        check_app(make())
+    assert caught.value.exit_code == exit_code
+    assert says in str(caught.value)
+
+
+def test_check_of_an_app_object_accepts_any_wsgi_callable():
+    check_app(Flask("x"))
+    check_app(ProxyFix(Flask("x")))
+    check_app(lambda environ, start_response: [])
+
+
 def test_testing_mode_is_the_apps_own_business(site):
     directory = site({"app.py": FLASK.format(name="app") + "app.testing = True"})
     assert load(directory, "app").flask is not None
@@ -725,7 +752,8 @@ def test_catches_app_run_though_flask_itself_would_ignore_it(site, monkeypatch):
     assert "app.run() was called" in str(refused(site({"app.py": RUN + "app.run()"}), "app"))
 
 
-def test_catches_app_run_in_a_thread_that_the_import_starts(site, capsys):
+def test_catches_app_run_in_a_thread_that_the_import_starts(site, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # Python's, not pytest's
     source = RUN + "import threading\nt = threading.Thread(target=app.run)\nt.start()\nt.join()"
     assert "app.run() was called" in str(refused(site({"app.py": source}), "app"))
     assert capsys.readouterr().err == ""

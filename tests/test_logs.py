@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def bare_root() -> Iterator[logging.Logger]:
-    """Have the root logger as an interpreter starts with it; pytest puts its handlers there for each phase of a test."""
+    """Have the root logger as an interpreter starts with it: pytest puts handlers there for each phase of a test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers[:] = []
@@ -159,14 +159,14 @@ def test_the_server_and_the_app_log_to_the_same_file(path: Path) -> None:
 
 
 def test_flask_adds_no_handler_of_its_own(path: Path) -> None:
-    with logging_to(path) as logs:
+    with logging_to(path):
         app = flask.Flask("cafe")
         assert app.logger.handlers == []
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
 def test_the_level_is_the_settings(path: Path, level: str, count: int) -> None:
-    with bare_root() as root:
+    with bare_root():
         logs = configure(LogSettings(error=str(path), level=level))
         for name in ("hardserve.edge", "app"):
             for number in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
@@ -175,10 +175,14 @@ def test_the_level_is_the_settings(path: Path, level: str, count: int) -> None:
         assert len(path.read_text().splitlines()) == 2 * count
 
 
+def fail() -> None:
+    raise ValueError("what\nfor")
+
+
 def test_a_traceback_is_whole_and_indented(path: Path) -> None:
     with logging_to(path) as logs:
         try:
-            raise ValueError("what\nfor")
+            fail()
         except ValueError:
             logging.getLogger("app").exception("it failed")
         first, second, *frames, last, rest = logged(path, logs)

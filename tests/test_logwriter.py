@@ -137,7 +137,7 @@ def frantic_switching() -> Iterator[None]:
 def write_from_threads(writer: LogWriter, threads: int, lines: int) -> None:
     def write(name: int) -> None:
         for number in range(lines):
-            writer.write(b"%d %d\n" % (name, number))
+            writer.write(b"%d %07d\n" % (name, number))
 
     workers = [threading.Thread(target=write, args=(name,)) for name in range(threads)]
     for worker in workers:
@@ -160,11 +160,7 @@ def test_threads_lose_no_line_and_keep_their_order(path: Path, reports: Reports)
 def test_threads_never_overfill_the_queue(path: Path, reports: Reports) -> None:
     # Not started, so that nothing is taken out; equal lines make the account exact.
     writer = LogWriter("access", LogFile(str(path)), report=reports, capacity_bytes=1000 * (10 + LINE_OVERHEAD))
-    workers = [threading.Thread(target=lambda: [writer.write(b"x" * 9 + b"\n") for _ in range(1000)]) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    write_from_threads(writer, threads=8, lines=1000)
     assert writer.dropped == 7000
 
 

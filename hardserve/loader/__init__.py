@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import LoadError
-from .find import find_app, import_module
+from .errors import LoadError, name_of
+from .find import find_app, import_module, why_not_wsgi
 from .kinds import is_flask
 from .production import parts_of, refuse_development
 from .servers import NoServerStarts
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
     from flask import Flask
 
-__all__ = ["LoadError", "LoadedApp", "load_app"]
+__all__ = ["LoadError", "LoadedApp", "check_app", "load_app"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,12 @@ def load_app(spec: str | None, *, directory: Path, environ: Mapping[str, str]) -
     parts = parts_of(found.app)
     refuse_development(found.spec, parts, environ)
     return LoadedApp(found.app, found.spec, next(filter(is_flask, parts), None))
+
+
+def check_app(app: object) -> None:
+    """Raise LoadError for an app object that is no WSGI app (exit code 1) or is set up for development (78)."""
+    spec = name_of(app)
+    problem = why_not_wsgi(app, spec)
+    if problem:
+        raise LoadError(f"{spec} {problem}")
+    refuse_development(spec, parts_of(app), {})

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from .appcode import app_frames, run_app_code
-from .errors import LoadError, described, did_you_mean, name_of, origin_of
+from .errors import described, did_you_mean, name_of, origin_of
 from .kinds import is_app_itself, is_dash, is_flask, is_plainly_wsgi, kind_of, signature_of
 from .target import Attribute, Call, Target
 
@@ -37,14 +37,14 @@ def import_module(target: Target) -> ModuleType:
             # It may also be a module that the app imports, or one missing to a compiled module without frames.
             asked_for = f"{target.module}.".startswith(f"{error.name}.")
             if asked_for and not app_frames(error.__traceback__):
-                raise LoadError(_no_such_module(target)) from None
+                raise target.error(_no_such_module(target)) from None
             raise
 
     run_app_code(f"importing {target.module}", load)
     module = sys.modules[target.module]
     file = getattr(module, "__file__", None)
     if target.file and file and os.path.realpath(file) != os.path.realpath(target.file):
-        raise LoadError(f"{target.given}: {file} hides {target.file} when it is imported. Rename one of them.")
+        raise target.error(f"{file} hides {target.file} when it is imported. Rename one of them.")
     return module
 
 
@@ -71,15 +71,15 @@ def _discover(module: ModuleType, target: Target) -> Found:
     plain = [a for a in named_app if is_plainly_wsgi(names[a])]
     if len(flasks) > 1 and not plain:
         choices = ", ".join(f"{name}:{a}" for a in reversed(flasks.values()))
-        raise LoadError(f"{target.given}: there are {len(flasks)} Flask apps in {name}: say which, {choices}")
+        raise target.error(f"there are {len(flasks)} Flask apps in {name}: say which, {choices}")
     for attribute in (*plain, *flasks.values(), *named_app):
         return _as_wsgi(names[attribute], f"{name}:{attribute}", target, called=True)
     for attribute in ("create_app", "make_app"):
         if inspect.isroutine(names.get(attribute)):
             spec = f"{name}:{attribute}"
             return _as_wsgi(_call(names[attribute], Call(), spec, target), f"{spec}()", target, called=True)
-    raise LoadError(
-        f"{target.given}: no app found in {name} ({origin_of(module)}): no app or application that is a WSGI"
+    raise target.error(
+        f"no app found in {name} ({origin_of(module)}): no app or application that is a WSGI"
         f" callable, no Flask instance, no create_app() or make_app().{_submodule_hint(module)}"
         f" If the app has another name: {name}:NAME"
     )
@@ -92,14 +92,14 @@ def _attribute(owner: Any, name: str, spec: str, target: Target) -> Any:
         except AttributeError as error:
             if app_frames(error.__traceback__):  # raised by code that computes the attribute
                 raise
-            raise LoadError(f"{target.given}: {_no_such_attribute(owner, name, spec)}") from None
+            raise target.error(f"{_no_such_attribute(owner, name, spec)}") from None
 
     return run_app_code(f"reading {name} of {spec}", get)
 
 
 def _call(factory: Any, call: Call, spec: str, target: Target) -> Any:
     if not callable(factory):
-        raise LoadError(f"{target.given}: {spec} is {described(factory)}, which cannot be called")
+        raise target.error(f"{spec} is {described(factory)}, which cannot be called")
     # Not what it wraps: a decorator that supplies arguments takes fewer than the function under it.
     signature = signature_of(factory, follow_wrapped=False)
     if signature is not None:
@@ -111,7 +111,7 @@ def _call(factory: Any, call: Call, spec: str, target: Target) -> Any:
                 if is_app_itself(factory)
                 else f"write {spec}(...) with literal arguments for {name_of(factory)}{signature}"
             )
-            raise LoadError(f"{target.given}: {spec}{call.text} cannot be called, {error}: {fix}") from None
+            raise target.error(f"{spec}{call.text} cannot be called, {error}: {fix}") from None
     return run_app_code(f"running {spec}{call.text}", lambda: factory(*call.args, **call.kwargs))
 
 
@@ -119,24 +119,30 @@ def _as_wsgi(value: Any, spec: str, target: Target, *, called: bool) -> Found:
     """Accept what can be served, call a factory that was named without parentheses, or explain."""
     if is_dash(value):  # a Dash object is not callable in older versions, and its Flask app always is
         return Found(value.server, f"{spec}.server")
+    if kind_of(value) == "factory" and not called:
+        return _as_wsgi(_call(value, Call(), spec, target), f"{spec}()", target, called=True)
+    if value is None and called:
+        raise target.error(f"{spec} returned None: is its `return app` missing?")
+    problem = why_not_wsgi(value, spec)
+    if problem:
+        raise target.error(f"{spec} {problem}")
+    return Found(value, spec)
+
+
+def why_not_wsgi(value: object, spec: str) -> str:
+    """Say what is wrong with serving `value`, to follow its name; "" if nothing is."""
     kind = kind_of(value)
     if kind == "wsgi":
-        return Found(value, spec)
-    if kind == "factory" and not called:
-        return _as_wsgi(_call(value, Call(), spec, target), f"{spec}()", target, called=True)
+        return ""
     if kind == "asgi":
-        problem = "is an ASGI app (async), and hardserve serves WSGI: wrap it, as a2wsgi.ASGIMiddleware does"
-    elif kind == "class":
-        problem = f"is a class, and an instance of it may be the app: {spec}()"
-    elif kind == "needs arguments":
-        problem = f"is a factory that needs arguments, {name_of(value)}{signature_of(value)}: write {spec}(...)"
-    elif isinstance(value, ModuleType):
-        problem = f"is a module: name the app in it, {value.__name__}:app"
-    elif value is None and called:
-        problem = "returned None: is its `return app` missing?"
-    else:
-        problem = f"is {described(value)}, not a WSGI app: it cannot be called with (environ, start_response)"
-    raise LoadError(f"{target.given}: {spec} {problem}")
+        return "is an ASGI app (async), and hardserve serves WSGI: wrap it, as a2wsgi.ASGIMiddleware does"
+    if kind == "class":
+        return f"is a class, and an instance of it may be the app: {spec}()"
+    if kind == "needs arguments":
+        return f"is a factory that needs arguments, {name_of(value)}{signature_of(value)}: write {spec}(...)"
+    if isinstance(value, ModuleType):
+        return f"is a module: name the app in it, {value.__name__}:app"
+    return f"is {described(value)}, not a WSGI app: it cannot be called with (environ, start_response)"
 
 
 def _refuse_taken_name(target: Target) -> None:
@@ -148,9 +154,8 @@ def _refuse_taken_name(target: Target) -> None:
     root = target.roots[0]
     own = [file for file in (root / head / "__init__.py", root / f"{head}.py") if file.is_file()]
     if own and not any(os.path.realpath(taken_by) == os.path.realpath(file) for file in own):
-        raise LoadError(
-            f'{target.given}: {own[0]} cannot be imported, the name "{head}" belongs to {taken_by}.'
-            f" Rename it, for instance to my{head}"
+        raise target.error(
+            f'{own[0]} cannot be imported, the name "{head}" belongs to {taken_by}. Rename it, for instance to my{head}'
         )
 
 
@@ -160,13 +165,10 @@ def _no_such_module(target: Target) -> str:
     if package is None:
         name = target.module.partition(".")[0]
         places: Sequence[str] = [str(root) for root in target.roots]
-        text = (
-            f'{target.given}: there is no module "{name}", neither in {" nor ".join(places)}'
-            f" nor installed in {sys.prefix}."
-        )
+        text = f'there is no module "{name}", neither in {" nor ".join(places)} nor installed in {sys.prefix}.'
     else:
         places = list(getattr(package, "__path__", ()))
-        text = f'{target.given}: there is no module "{name}" in {parent} ({origin_of(package)}).'
+        text = f'there is no module "{name}" in {parent} ({origin_of(package)}).'
         if name in vars(package):
             return f'{text} Did you mean "{parent}:{name}"?'
     return text + did_you_mean(name, [module.name for module in pkgutil.iter_modules(places)])

@@ -31,11 +31,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    given: str  # what the operator wrote and where: how every error starts
+    given: str  # what the operator wrote and where
     module: str
     roots: Sequence[Path]  # for the front of sys.path, in this order
     file: Path | None  # set when a path was named: the module must turn out to be this file
     steps: Sequence[Attribute | Call]  # empty: the app has to be found in the module
+
+    def error(self, message: str) -> LoadError:
+        """Return an error that starts with what the operator wrote, once."""
+        return LoadError(message if message.startswith(self.given) else f"{self.given}: {message}")
 
 
 def read_target(spec: str | None, directory: Path, environ: Mapping[str, str]) -> Target:

@@ -8,6 +8,7 @@ test: it asserts nothing, and what it prints is only true of the machine it ran 
     process.py    starting, watching and ending a server's processes
     wrk.py        the load, and reading what wrk says
     idle.py       the client that holds ten thousand idle connections
+    ceiling.py    what the sleeping app can do with no server at all
     report.py     medians, ratios, bars and tables
 
 Linux only: it reads /proc, and uses 127.0.0.0/8 for many client addresses.

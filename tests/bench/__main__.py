@@ -153,6 +153,7 @@ class Bench:
             return sample
 
     def _sleep(self, server: Server) -> Sample:
+        ceiling = _python("-m", f"{__package__}.ceiling", directory=REPOSITORY)
         # Ours has eight threads by default: that it needs no flag is part of the promise.
         with self._start(server, threads=None if server.name == OURS else SLEEP_THREADS) as it:
             self._warm_up(it, "/sleep")
@@ -160,6 +161,7 @@ class Bench:
             return {
                 "rps": load.rps,
                 "share": load.rps / (SLEEP_THREADS / SLEEP_S),
+                "ceiling_share": ceiling / (SLEEP_THREADS / SLEEP_S),
                 "p99_ms": load.p99_ms,
                 "errors": load.errors,
             }
@@ -272,21 +274,22 @@ def _glance(sample: Sample | None) -> str:
 def _import_time() -> float:
     """Seconds that importing the app takes in this interpreter: the middle one of three."""
     code = "import time; t = time.perf_counter(); import hello; print(time.perf_counter() - t)"
+    return median(_python("-c", code, directory=APP_DIRECTORY) for _ in range(3))
+
+
+def _python(*arguments: str, directory: Path) -> float:
+    """The number that this interpreter prints when it is run as the servers are."""
     with tempfile.TemporaryDirectory() as home:
-        return median(
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", code],
-                    cwd=APP_DIRECTORY,
-                    env=environment(Path(home)),
-                    capture_output=True,
-                    timeout=30,
-                    check=True,
-                    start_new_session=True,
-                ).stdout
-            )
-            for _ in range(3)
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=directory,
+            env=environment(Path(home)),
+            capture_output=True,
+            timeout=30,
+            check=True,
+            start_new_session=True,
         )
+    return float(done.stdout)
 
 
 def _children_s() -> float:

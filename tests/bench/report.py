@@ -159,11 +159,12 @@ def sleep_table(results: Mapping[str, Rounds]) -> str:
             name,
             _cell(rounds, "rps", "{:.1f}", low_high=True),
             _cell(rounds, "share", "{:.1%}"),
+            _cell(rounds, "ceiling_share", "{:.1%}"),
             _cell(rounds, "p99_ms", "{:.0f}"),
         ]
         for name, rounds in results.items()
     ]
-    return table(["20 ms app, 32 connections, 8 threads", "req/s (min-max)", "of 8/0.020", "p99 ms"], rows)
+    return table(["20 ms app, 32 connections, 8 threads", "req/s (min-max)", "of 8/0.020", "no server", "p99 ms"], rows)
 
 
 def idle_table(results: Mapping[str, Rounds], count: int) -> str:

@@ -1,0 +1,142 @@
+"""What the tests with real peers share: the command in a process of its own, and no skipping in CI."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+# Everything here ends by itself; what takes longer than this has failed.
+PATIENCE_S = 20.0
+CI = os.environ.get("CI") == "true"
+
+_URL = re.compile(r"http://127\.0\.0\.1:[1-9][0-9]*")
+
+
+# --- no skipping in CI ---
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Turn the skip of a test marked `peer` into a failure in CI, where every peer is installed."""
+    report = yield
+    expected_failure = hasattr(report, "wasxfail")
+    if CI and report.skipped and not expected_failure and item.get_closest_marker("peer"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {_reason(report)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Turn the skip of a whole module into a failure in CI: something that it imports is missing."""
+    report = yield
+    if CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skipped in CI: {_reason(report)}"
+    return report
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+# --- the command ---
+
+
+@dataclass
+class Command:
+    """`python -m hardserve` as an operator runs it: its own process, its own directory, steered by signals."""
+
+    process: subprocess.Popen[str]
+    directory: Path
+    access_log: Path
+    url: str = ""
+    said: list[str] = field(default_factory=list)  # lines of standard error
+    _told: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def listen_to(self, stderr: IO[str]) -> None:
+        """Keep what it says, so that its pipe never fills, and note where the banner says that it listens."""
+        for line in stderr:
+            self.said.append(line)
+            if not self.url and (found := _URL.search(line)):
+                self.url = found[0]
+                self._told.set()
+        self._told.set()
+
+    def await_url(self) -> None:
+        assert self._told.wait(PATIENCE_S), f"no address within {PATIENCE_S:g} s: {self.output}"
+        assert self.url, f"ended while starting, exit code {self.process.wait(PATIENCE_S)}: {self.output}"
+
+    def stop(self) -> int:
+        """Have it drain, and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE_S)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.said)
+
+
+StartCommand = Callable[..., contextlib.AbstractContextManager[Command]]
+
+
+@pytest.fixture(scope="session")
+def start_command(tmp_path_factory: pytest.TempPathFactory) -> StartCommand:
+    """Return what serves `arguments` with the real command on a free port while a block runs.
+
+    The process ends with the block, and must then have exited with 0 and not have said "Traceback".
+    """
+
+    @contextlib.contextmanager
+    def start(*arguments: str, directory: Path | None = None) -> Iterator[Command]:
+        directory = directory or tmp_path_factory.mktemp("served")
+        access_log = directory / "access.log"
+        # Only what a server needs: the settings of the person who tests must not leak in.
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "hardserve", *arguments),
+                *("--bind", "127.0.0.1:0", "--log-access", str(access_log)),
+            ],
+            cwd=directory,
+            env=kept | {"PYTHONPATH": str(REPOSITORY), "HOME": str(directory)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        command = Command(process, directory, access_log)
+        assert process.stderr is not None
+        listener = threading.Thread(target=command.listen_to, args=(process.stderr,), daemon=True)
+        listener.start()
+        try:
+            command.await_url()
+            yield command
+            code = command.stop() if process.poll() is None else process.returncode
+            listener.join(PATIENCE_S)
+            assert code == 0, command.output
+            assert "Traceback" not in command.output, command.output
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait(PATIENCE_S)
+            listener.join(PATIENCE_S)
+            process.stderr.close()
+
+    return start
