@@ -141,14 +141,15 @@ class DotEnv:
                 problems.append(f"{origin}: cannot be parsed: expected NAME=value, and an end to every quote")
             elif name is not None and ("=" in name or "\0" in source):
                 problems.append(f"{origin}: expected a name without = in it, and no zero byte")
-            elif name is not None and binding.value is not None:
+            elif name is not None and binding.value is None and name.startswith(VARIABLE_PREFIX):
+                problems.append(f"{origin}: {name}: expected a value, as in {name}=value")
+            elif name is not None:
                 usable.append(source)
                 origins[name] = origin
-            elif name is not None and name.startswith(VARIABLE_PREFIX):
-                problems.append(f"{origin}: {name}: expected a value, as in {name}=value")
-            # Any other name without a value is as good as not there: so it is to `flask run`.
-        values = dotenv_values(stream=StringIO("".join(usable)))
-        return cls({name: value or "" for name, value in values.items()}, origins, path, tuple(problems))
+        expanded = dotenv_values(stream=StringIO("".join(usable)))
+        # A name without = sets nothing: so it is with `flask run`.
+        values = {name: value for name, value in expanded.items() if value is not None}
+        return cls(values, {name: origins[name] for name in values}, path, tuple(problems))
 
     def overridden_by(self, other: "DotEnv") -> "DotEnv":
         return DotEnv(

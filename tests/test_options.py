@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardserve.options import (
@@ -110,6 +110,7 @@ FREE = [option for option in OPTIONS if not option.key.startswith(("limits.", "l
 SOURCES = st.fixed_dictionaries({}, optional={option.key: values_of(option.kind) for option in FREE})
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(toml=SOURCES, dotenv=SOURCES, environ=SOURCES, flags=SOURCES, applied=st.booleans())
 def test_of_any_mix_of_sources_the_strongest_that_has_a_value_counts(
     tmp_path_factory: pytest.TempPathFactory,
@@ -331,6 +332,7 @@ NASTY = [
 ]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from([*NASTY, "", "# x = [", " \t", "[t]", "[[u]]", "['q\"']", "[ t . x ]"]), max_size=12))
 def test_the_line_of_a_name_is_found_whatever_is_around_it(pieces: list[str]) -> None:
     text, expected = "", {}
@@ -436,7 +438,7 @@ def test_flask_skip_dotenv_is_obeyed(tmp_path: Path, value: str, found: bool) ->
         pytest.param('A="x\\ny # no" # yes\nB=a b # c\nC=#d\n', id="escapes and comments"),
         pytest.param("A=1\nB=${A}2${NOT_SET:-3}\nC='${A}'\n", id="expansion"),
         pytest.param('\n\nA="two\nlines"\n\n\nB=1', id="more than one line"),
-        pytest.param("A\nB=\nA=2\nA=3\n", id="without a value, and given again"),
+        pytest.param("A\nB=\nA=2\nA=3\nD\nE=${D:-x}\n", id="without a value, and given again"),
         pytest.param("A=1\r\n\r\nB=2\r\n", id="carriage returns"),
         pytest.param("\ufeffA=ä\n", id="a byte order mark"),
         pytest.param("", id="nothing"),

@@ -95,8 +95,9 @@ class RequestsClient(Client):
         return HTTPDigestAuth(user, password)
 
     def connections(self) -> int:
-        pool = self._session.get_adapter(self.url).poolmanager.connection_from_url(self.url)  # type: ignore[attr-defined]
-        return int(pool.num_connections)
+        pools = self._session.get_adapter(self.url).poolmanager.pools  # type: ignore[attr-defined]
+        keys = pools.keys()  # pools is no dict, and cannot be iterated
+        return sum(pools[key].num_connections for key in keys)
 
 
 class HttpxClient(Client):
@@ -345,7 +346,7 @@ def test_what_proxies_add_reaches_the_app_and_a_lookalike_does_not(client: Clien
 
 
 @pytest.mark.parametrize(
-    ("kind", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF"), ("svg", b"<?xml")]
+    ("kind", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF"), ("svg", b"<svg")]
 )
 def test_images(client: Client, kind: str, magic: bytes) -> None:
     answer = client.get(f"/image/{kind}")
@@ -361,7 +362,8 @@ def test_pages(client: Client, path: str) -> None:
 
 
 def test_a_path_is_decoded_once(client: Client) -> None:
-    assert client.get("/anything/a%20b/%C3%A9%252F").json()["url"].endswith("/anything/a b/é%2F")
+    # werkzeug quotes again what it finds in PATH_INFO; decoded twice, the last piece would be a slash.
+    assert client.get("/anything/a%20b/%C3%A9%252F").json()["url"].endswith("/anything/a%20b/é%2F")
 
 
 def test_every_kind_of_answer_leaves_one_connection_open(client: Client) -> None:
@@ -480,26 +482,29 @@ def test_curl_downloads_slowly_and_gets_everything(httpbin: Command, tmp_path: P
 @pytest.mark.peer
 @needs_curl
 @pytest.mark.parametrize(
-    ("arguments", "path"),
+    ("arguments", "path", "expected"),
     [
-        (["--location"], "/redirect/3"),
-        (["--compressed"], "/gzip"),
-        (["--range", "10-19"], "/range/100"),
-        (["--user", "user:secret"], "/basic-auth/user/secret"),
-        (["--digest", "--user", "user:secret"], "/digest-auth/auth/user/secret"),
-        (["--form", "file=@{file};type=text/plain", "--form", "field=value"], "/post"),
-        (["--head"], "/html"),
-        (["--request", "OPTIONS"], "/get"),
-        (["--cookie", "name=value"], "/cookies"),
-        (["--no-buffer"], "/drip?numbytes=3&duration=0.1"),
+        ("--location", "/redirect/3", b'"url": '),
+        ("--compressed", "/gzip", b'"gzipped": true'),
+        ("--range 10-19", "/range/100", b"klmnopqrst"),
+        ("--user user:secret", "/basic-auth/user/secret", b'"authenticated": true'),
+        ("--digest --user user:secret", "/digest-auth/auth/user/secret", b'"authenticated": true'),
+        ("--form file=@{file};type=text/plain --form field=value", "/post", b'"file": "content'),
+        ("--head", "/html", b"Content-Length: "),
+        ("--include --request OPTIONS", "/get", b"Allow: "),
+        ("--cookie name=value", "/cookies", b'"name": "value"'),
+        ("--no-buffer", "/drip?numbytes=3&duration=0.1", b"***"),
+        ("--request DELETE", "/delete", b'"url": '),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value).split(" ")[0].strip("-"),
+    ids=lambda value: value if isinstance(value, str) and value.startswith("/") else "",
 )
-def test_curl_is_content(httpbin: Command, tmp_path: Path, arguments: list[str], path: str) -> None:
-    (tmp_path / "upload.txt").write_text("content\n")
-    arguments = [each.format(file=tmp_path / "upload.txt") for each in arguments]
-    done = curl("--fail", *arguments, httpbin.url + path)
-    assert done.stdout
+def test_curl_gets_what_it_asks_for(
+    httpbin: Command, tmp_path: Path, arguments: str, path: str, expected: bytes
+) -> None:
+    upload = tmp_path / "upload.txt"
+    upload.write_text("content")
+    done = curl("--fail", *(each.format(file=upload) for each in arguments.split()), httpbin.url + path)
+    assert expected in done.stdout
 
 
 @pytest.mark.peer

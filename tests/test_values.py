@@ -1,7 +1,7 @@
 """What people write for a value is read, and written so that it can be read again."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardserve.settings import GIB, KIB, MIB, TIB, AddressList, Choice, Duration, Int, Kind, Output, Size
@@ -71,6 +71,7 @@ def test_anything_else_is_no_duration(text: str) -> None:
         parse_duration(text)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 10_000_000).map(lambda ms: ms / 1000) | st.floats(0.001, 1e6))
 def test_a_duration_survives_being_written_and_read(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-9)
@@ -106,6 +107,7 @@ def test_anything_else_is_no_size(text: str) -> None:
         parse_size(text)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 2**40) | st.integers(0, 1024).map(lambda count: count * MIB))
 def test_a_size_survives_being_written_and_read(size: int) -> None:
     assert parse_size(format_size(size)) == size
@@ -174,6 +176,7 @@ def test_what_is_wrong_with_an_address_is_said(text: str, message: str) -> None:
         parse_address(text)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(max_size=40) | st.from_regex(r"(unix:/|fd:|\[)[a-z0-9:.?=&%\]]*"))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     try:
@@ -289,12 +292,14 @@ def test_a_value_is_written_for_a_file_and_for_a_variable(kind: Kind, value: obj
     assert (write(kind, value), plain(kind, value)) == (in_toml, typed)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text())
 def test_whatever_is_shown_is_on_one_line_and_prints(text: str) -> None:
     assert show(text).isprintable()
     assert show([text, {text: 1}]).isprintable()
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_is_shown_as_toml_reads_it(text: str) -> None:
     import tomllib

@@ -38,7 +38,6 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-
 pages = Blueprint("demo", __name__)
 
 
@@ -97,6 +96,7 @@ def slow() -> ResponseReturnValue:
 def upload() -> ResponseReturnValue:
     files = request.files.getlist("file")[:10]
     sizes = [{"name": (file.filename or "")[:100], "bytes": _size(file.stream)} for file in files]
+    request.close()  # the temporary files
     return _page_or_json("Uploaded, counted and forgotten", {"files": sizes})
 
 
@@ -138,6 +138,7 @@ def refused(error: HTTPException) -> ResponseReturnValue:
     facts = {"problem": text, "request_id": request.headers.get("X-Request-ID")}
     response = make_response(_page_or_json(f"{code} {error.name}", facts))
     response.status_code = code
+    response.headers.extend(header for header in error.get_headers() if header[0] != "Content-Type")  # such as Allow
     return response
 
 

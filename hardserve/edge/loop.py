@@ -20,7 +20,7 @@ from hardserve.edge.admission import Acceptor, Peer
 from hardserve.edge.connection import CLOSED, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines
 from hardserve.edge.listener import Listener
-from hardserve.edge.transport import PlainTransport
+from hardserve.edge.transport import HeldCalls, PlainTransport
 
 logger = logging.getLogger("hardserve.edge")
 
@@ -40,6 +40,7 @@ class Loop:
         self._nudge = nudge
         self._selector = selectors.DefaultSelector()
         self._deadlines = Deadlines()
+        self._held_calls = HeldCalls()
         self._acceptor = Acceptor(
             listeners,
             self._selector,
@@ -173,7 +174,7 @@ class Loop:
         self._wake_sent = False
 
     def _admit(self, accepted: socket.socket, peer: Peer, listener: Listener, now: float) -> None:
-        connection = Connection(self._ctx, PlainTransport(accepted), peer, listener, now)
+        connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, listener, now)
         self.connections.add(connection)
         self._selector.register(accepted.fileno(), READ, connection)
         self._deadlines.watch(connection, now)

@@ -8,10 +8,14 @@ Plain TCP and Unix sockets here; TLS is another class with the same five methods
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import socket
 import struct
 from typing import Protocol
 
+HELD_BYTES = 65536
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # Python ignores SIGPIPE in any case
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -36,25 +40,72 @@ class Transport(Protocol):
         """Close the descriptor. With `reset`, the peer sees an error, not an orderly end. Never raises."""
 
 
+class HeldCalls:
+    """`recv` and `send` that keep the interpreter lock. One for each I/O thread, because it holds a buffer.
+
+    `socket.recv` and `socket.send` let go of the lock, although on a non-blocking socket they return in microseconds.
+    Somebody else takes it then, and getting it back costs a sleep and a wake-up on each side: with a 50 µs app, that is
+    a quarter of all the time. Called through `ctypes.PyDLL` they keep it, so that the I/O thread reads everything that
+    is ready, and a worker goes from one request to the next, without a change of threads. tests/bench/held_calls.py
+    shows what it buys. Larger pieces take long enough to copy that other threads had better run meanwhile.
+    """
+
+    __slots__ = ("_address", "_recv", "_send", "_view")
+
+    def __init__(self) -> None:
+        library = ctypes.PyDLL(None, use_errno=True)
+        self._recv = library.recv
+        self._recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self._recv.restype = ctypes.c_ssize_t
+        self._send = library.send
+        self._send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+        self._send.restype = ctypes.c_ssize_t
+        buffer = ctypes.create_string_buffer(HELD_BYTES)
+        self._address = ctypes.addressof(buffer)
+        self._view = memoryview(buffer).cast("B")
+
+    def receive(self, descriptor: int, max_bytes: int) -> bytes:
+        """As `socket.recv`. I/O thread."""
+        count = self._recv(descriptor, self._address, min(max_bytes, HELD_BYTES), socket.MSG_DONTWAIT)
+        if count < 0:
+            raise _os_error()
+        return self._view[:count].tobytes()
+
+    def send(self, descriptor: int, data: bytes) -> int:
+        """As `socket.send`. Any thread."""
+        count: int = self._send(descriptor, data, len(data), socket.MSG_DONTWAIT | _NO_SIGNAL)
+        if count < 0:
+            raise _os_error()
+        return count
+
+
+def _os_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))  # becomes BlockingIOError, ConnectionResetError...
+
+
 class PlainTransport:
     """Bytes as they are, over a connected stream socket that is already non-blocking."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_held", "_socket")
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, held: HeldCalls) -> None:
         self._socket = connected
+        self._held = held
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def receive(self, max_bytes: int) -> bytes | None:
         try:
-            return self._socket.recv(max_bytes)
+            return self._held.receive(self._socket.fileno(), max_bytes)
         except (BlockingIOError, InterruptedError):
             return None
 
     def send(self, data: bytes) -> int:
         try:
+            if len(data) <= HELD_BYTES:
+                return self._held.send(self._socket.fileno(), data)
             return self._socket.send(data)
         except (BlockingIOError, InterruptedError):
             return 0
