@@ -134,7 +134,7 @@ def refused(error: HTTPException) -> ResponseReturnValue:
     if isinstance(error, RequestEntityTooLarge):
         text = f"The upload is larger than the {MAX_UPLOAD_BYTES:,} bytes that the demo takes."
     elif code == 500:
-        text = "The app raised an exception. Its traceback is in the log under the id of this request."
+        text = "The app raised an exception. What it was is in the log, and not told here."
     facts = {"problem": text, "request_id": request.headers.get("X-Request-ID")}
     response = make_response(_page_or_json(f"{code} {error.name}", facts))
     response.status_code = code

@@ -173,21 +173,21 @@ class Connection:
                 self.close()
             return
         self.ahead = self.ahead + data if self.ahead else data
-        if self.phase is BUSY and len(self.ahead) >= self._ctx.settings.limits.pipeline:
+        if (self.phase is BUSY or self.unsent) and len(self.ahead) >= self._ctx.settings.limits.pipeline:
             self._update_interest(read=False)
         self.advance(now)
 
     def _on_eof(self, now: float) -> None:
         """The client sends no more. It may still read: a complete request is answered (RFC 9112 9.6)."""
         self.eof = True
-        if self.phase is BUSY or self.unsent:
-            # Level-triggered: an end of stream stays readable for ever.
-            self._update_interest(read=False)
-            if self.open_ended:
-                self._begin_abandoning(now)
-            self.advance(now)  # the worker may have handed it back in between
-        else:
+        # Level-triggered: an end of stream stays readable for ever.
+        self._update_interest(read=False)
+        if self.phase is LINGER and not self.unsent:
             self.close()
+            return
+        if self.open_ended:
+            self._begin_abandoning(now)
+        self.advance(now)
 
     def advance(self, now: float) -> None:
         """Parse what has arrived, as far as it may be answered now. I/O thread; harmless when there is nothing."""
@@ -199,7 +199,11 @@ class Connection:
         if self.phase is BUSY or self.unsent or self.phase is CLOSED:
             return
         if self.eof and self.phase is not LINGER:
-            self.close()  # nothing that is left can become a request
+            with self.lock:
+                # A worker that went IDLE may be sending at this moment, and find that not all of it fits.
+                answered = not self.unsent
+            if answered:
+                self.close()  # nothing that is left can become a request
         elif not self._reading and not self.eof:
             self._update_interest(read=True)
 
@@ -411,8 +415,13 @@ class Connection:
             self._begin_abandoning(monotonic())
 
     def _report_flushed(self) -> None:
-        flushed, self.flushed = self.flushed, None
-        for report in flushed or ():
+        if self.flushed is None:
+            return
+        with self.lock:
+            if self.unsent:
+                return
+            flushed, self.flushed = self.flushed, None
+        for report in flushed:
             report(self.unsent_bytes)
 
     def _update_interest(self, *, read: bool | None = None, write: bool | None = None) -> None:
