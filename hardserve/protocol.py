@@ -6,6 +6,7 @@ Pure functions and one cache; it knows no socket and runs on whichever thread ca
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -15,6 +16,9 @@ REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 # RFC 9110 15.5.14 and 15.5.15 renamed these; older Pythons still have the old phrases.
 REASONS |= {413: "Content Too Large", 414: "URI Too Long", 418: "(Unused)", 422: "Unprocessable Content"}
+
+# The id of the request that a worker is answering, for whatever is logged meanwhile, by the app or by us.
+CURRENT_REQUEST: ContextVar[str] = ContextVar("hardserve_current_request", default="")
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -721,6 +721,12 @@ CALLS = {
         "app.py:5",
         "        serve(app, port=0)",
     ),
+    "hardserve.serve": (
+        RUN + "import hardserve\nhardserve.serve(app, bind='127.0.0.1:0')",
+        "hardserve.serve()",
+        "app.py:5",
+        "        hardserve.serve(app, bind='127.0.0.1:0')",
+    ),
     "a server of the standard library": (
         RUN + "from wsgiref.simple_server import make_server\nwith make_server('127.0.0.1', 0, app) as s:\n"
         "    s.serve_forever()",
@@ -813,7 +819,7 @@ def _python(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=directory,
-        env={"PYTHONPATH": str(root), "PATH": os.defpath},
+        env={"PYTHONPATH": os.pathsep.join([str(root), *sys.path[1:]]), "PATH": os.defpath},
         capture_output=True,
         text=True,
         timeout=30,

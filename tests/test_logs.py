@@ -266,9 +266,9 @@ def test_a_full_disk_is_told_to_stderr_and_later_to_the_log(path: Path, capfd: p
         path.unlink()
         assert logs.flush(TIMEOUT_S)
         lines = logged(path, logs)
-        assert lines[:2] == ["ERROR app: one", f"ERROR hardserve.ops.logs: {trouble}"]
+        assert lines[:2] == ["ERROR app: one", f"ERROR hardserve.ops: {trouble}"]
         assert re.fullmatch(
-            r"WARNING hardserve\.ops\.logs: error log .*: written again after \d+s, 0 lines dropped", lines[2]
+            r"WARNING hardserve\.ops: error log .*: written again after \d+s, 0 lines dropped", lines[2]
         )
 
 

@@ -135,7 +135,10 @@ def frantic_switching() -> Iterator[None]:
 
 
 def write_from_threads(writer: LogWriter, threads: int, lines: int) -> None:
+    together = threading.Barrier(threads)
+
     def write(name: int) -> None:
+        together.wait()
         for number in range(lines):
             writer.write(b"%d %07d\n" % (name, number))
 

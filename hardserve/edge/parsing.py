@@ -144,13 +144,13 @@ class Request(HTTPRequestParser):
         if first[:1] == b"\x16":  # a TLS ClientHello
             self._refuse(refusals.TLS_ON_PLAIN_PORT)
             return
-        line_end = head.find(b"\r\n", 0, limits.request_line + 2)
-        if line_end < 0 and len(head) > limits.request_line:
+        line_end = head.find(b"\n", 0, limits.request_line + 2) - 1
+        if line_end < 0 and len(head) > limits.request_line + 1:
             self._refuse(refusals.REQUEST_LINE_TOO_LONG)
         elif len(head) > limits.header:
             self._refuse(refusals.HEADER_TOO_LARGE)
-        elif line_end >= 0 and not _REQUEST_LINE.fullmatch(head, 0, line_end):
-            # HTTP/0.9 and other protocols never send the empty line that would end the head.
+        elif line_end >= 0 and not (head[line_end] == 13 and _REQUEST_LINE.fullmatch(head, 0, line_end)):
+            # HTTP/0.9, other protocols and clients that end lines with a bare LF never send what would end the head.
             self._refuse(refusals.BAD_REQUEST_LINE)
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -38,6 +38,8 @@ from hardserve.ops.logfile import STREAMS, Destination, LogFile, destination
 from hardserve.ops.logwriter import LogWriter
 from hardserve.settings import LogSettings
 
+logger = logging.getLogger("hardserve.ops")
+
 TARGET_MAX = 4096
 FIELD_MAX = 1024
 
@@ -85,7 +87,7 @@ class AccessLog:
             self._writer = LogWriter(
                 "access",
                 LogFile(log.access, max_bytes=log.max_size, backups=log.backups),
-                report=logging.getLogger(__name__).log,
+                report=logger.log,
                 gather_s=GATHER_S,
             )
 

@@ -19,7 +19,9 @@ Whose logging is it? The app may configure logging itself, when it is imported o
 A record is one line, and further lines, of a traceback or of a message, are indented: a newline in something that a
 client sent cannot pass for the beginning of a record. Characters that do not print are escaped.
 
-file      2026-11-22 15:30:12.345 +0000 WARNING hardserve.edge: message
+What is logged while a request is being answered carries its id, which is also in the response and the access log.
+
+file      2026-11-22 15:30:12.345 +0000 WARNING hardserve.wsgi: [6616402ce32e6dce] message
 terminal  15:30:12 WARNING hardserve.edge: message, with the level in colour
 journal   <4>hardserve.edge: message: the journal has the time, and takes the priority from the number (sd-daemon(3))
 """
@@ -35,9 +37,12 @@ from collections.abc import Mapping
 
 from hardserve.ops.logfile import STREAMS, Destination, LogFile, destination
 from hardserve.ops.logwriter import LogWriter
+from hardserve.protocol import CURRENT_REQUEST
 from hardserve.settings import LogSettings
 
 SERVER = "hardserve"
+
+logger = logging.getLogger("hardserve.ops")
 
 # A longer record is cut: it would take the queue from all others.
 RECORD_MAX = 256 * 1024
@@ -101,7 +106,7 @@ def configure(log: LogSettings, *, environ: Mapping[str, str] | None = None) -> 
     writer = LogWriter(
         "error",
         LogFile(log.error, max_bytes=log.max_size, backups=log.backups),
-        report=_report_elsewhere_too if fd < 0 else logging.getLogger(__name__).log,
+        report=_report_elsewhere_too if fd < 0 else logger.log,
     )
     writer.start()
 
@@ -130,7 +135,7 @@ def configure(log: LogSettings, *, environ: Mapping[str, str] | None = None) -> 
 
 def _report_elsewhere_too(level: int, text: str) -> None:
     """Say what is wrong with the error log in the error log, once it can be, and on stderr now."""
-    logging.getLogger(__name__).log(level, text)
+    logger.log(level, text)
     with contextlib.suppress(OSError):
         os.write(STREAMS["stderr"], f"hardserve: {text}\n".encode(errors="backslashreplace"))
 
@@ -150,9 +155,9 @@ class _ServerLogger(logging.Logger):
 def _keep_enabled() -> None:
     # The loggers exist, made at import. Their class is changed rather than `logging`'s default one, which would
     # change the app's loggers too.
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if type(logger) is logging.Logger and (name == SERVER or name.startswith(f"{SERVER}.")):
-            logger.__class__ = _ServerLogger
+    for name, known in list(logging.root.manager.loggerDict.items()):
+        if type(known) is logging.Logger and (name == SERVER or name.startswith(f"{SERVER}.")):
+            known.__class__ = _ServerLogger
 
 
 class LineHandler(logging.Handler):
@@ -202,7 +207,9 @@ class FileFormatter(logging.Formatter):
         if len(text) > RECORD_MAX:
             text = text[:RECORD_MAX] + "..."
         first, *more = text.split("\n")
-        lines = [f"{self.mark(record)}{self.head(record)}{record.name}: {_printable(first)}"]
+        request_id = CURRENT_REQUEST.get()
+        about = f"{record.name}: [{request_id}] " if request_id else f"{record.name}: "
+        lines = [f"{self.mark(record)}{self.head(record)}{about}{_printable(first)}"]
         lines += [f"{self.mark(record)}  {_printable(line)}" for line in more]
         return "\n".join(lines)
 

@@ -188,7 +188,9 @@ class LogWriter:
             self._wait()
             # Orders are read before the lines are taken: what was logged before an order is dealt with before it.
             closing = self._closing
-            reopening, self._reopening = self._reopening, False
+            reopening = self._reopening
+            if reopening:
+                self._reopening = False
             flushes = len(self._flushes)
             if closing:
                 self._room = -1

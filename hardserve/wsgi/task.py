@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 from wsgiref.util import FileWrapper
 
 from hardserve import refusals
-from hardserve.protocol import ClientDisconnectedError, DateClock, refusal_response
+from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, DateClock, refusal_response
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.response import BadResponseError, Head, check_head, head_bytes
 
@@ -142,6 +142,7 @@ class Task:
 
     def run(self) -> None:
         """Call the app and send what it answers."""
+        CURRENT_REQUEST.set(self._request.request_id)
         try:
             self._call_app()
         except (ClientDisconnectedError, AbandonedError):
@@ -150,6 +151,7 @@ class Task:
             self._app_failed(error)
         finally:
             self._request.close()
+            CURRENT_REQUEST.set("")
 
     # --- the app ---
 
@@ -321,11 +323,7 @@ class Task:
     def _warn_of_excess(self, head: Head) -> None:
         if not self._truncated:
             self._truncated = True
-            logger.warning(
-                "request %s: the app sent more than the %d bytes it promised; the rest was dropped",
-                self._request.request_id,
-                head.length or 0,
-            )
+            logger.warning("the app sent more than the %d bytes it promised; the rest was dropped", head.length or 0)
 
     # --- when it goes wrong ---
 
@@ -365,12 +363,11 @@ class Task:
         )
 
     def _log_failure(self, error: BaseException) -> None:
-        request = self._request
-        where = "after its response" if self._finished else "midway" if self._streaming else "before its response"
         if isinstance(error, BadResponseError):
-            logger.error("request %s %s: %s", request.request_id, request.command, error)
-        else:
-            logger.error("request %s: the app failed %s", request.request_id, where, exc_info=error)
+            logger.error("%s %s: %s", self._request.command, self._request.path, error)
+            return
+        where = "after its response" if self._finished else "midway" if self._streaming else "before its response"
+        logger.error("%s %s: the app failed %s", self._request.command, self._request.path, where, exc_info=error)
 
 
 def _is_sole(blocks: object) -> bool:

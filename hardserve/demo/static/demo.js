@@ -63,7 +63,7 @@ async function upload(form) {
     if (response.ok) {
       say(status, answer.files.map((file) => `${file.name}: ${file.bytes.toLocaleString("en")} bytes`).join(", "));
     } else {
-      say(status, `${answer.title || ""} ${answer.problem} Request id ${answer.request_id || "unknown"}`, true);
+      say(status, [answer.title, answer.problem, `Request id ${answer.request_id || "unknown"}`].filter(Boolean).join(" · "), true);
     }
   } catch (error) {
     say(status, `the upload was cut off: ${error.message}`, true);
