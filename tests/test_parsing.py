@@ -68,7 +68,9 @@ def deliver(data: bytes, limits: LimitSettings = LIMITS) -> Request:
     return whole
 
 
-def get(*lines: bytes, target: bytes = b"/", version: bytes = b"1.1", host: bool = True, method: bytes = b"GET") -> bytes:
+def get(
+    *lines: bytes, target: bytes = b"/", version: bytes = b"1.1", host: bool = True, method: bytes = b"GET"
+) -> bytes:
     head = [method + b" " + target + b" HTTP/" + version, *([b"Host: a"] if host else []), *lines]
     return b"\r\n".join(head) + b"\r\n\r\n"
 
@@ -312,12 +314,6 @@ def test_a_client_that_ends_lines_with_a_bare_lf_is_told_at_once(data: bytes) ->
 SMALL = LimitSettings(request_line=256, header_line=256, header=1024, header_count=10, body=64)
 
 
-def sized(data: bytes, filler: bytes, size: int, part: slice) -> bytes:
-    """Return `data` with its mark filled so that the part between `part`'s bounds is `size` bytes long."""
-    grown = data.replace(b"@", filler * (size - (len(data[part]) - 1)))
-    return grown
-
-
 def request_line_of(size: int) -> bytes:
     return b"GET /" + b"a" * (size - len("GET / HTTP/1.1")) + b" HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -468,7 +464,9 @@ def test_a_remembered_line_is_judged_as_the_first_time() -> None:
 # --- anything at all ---
 
 names = st.sampled_from([b"X-A", b"Accept", b"Cookie", b"x-b", b"User-Agent"])
-values = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=40).map(lambda s: s.encode("latin-1"))
+values = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=40).map(
+    lambda s: s.encode("latin-1")
+)
 chunk_data = st.binary(min_size=1, max_size=300)
 
 
@@ -482,7 +480,9 @@ def requests(draw: st.DrawFn) -> bytes:
     if kind == "chunked":
         extension = draw(st.sampled_from([b"", b";a", b" ;b=c", b";" + b"d" * 250]))
         chunks = draw(st.lists(chunk_data, max_size=5))
-        trailer = b"".join(name + b": " + value + b"\r\n" for name, value in draw(st.lists(st.tuples(names, values), max_size=2)))
+        trailer = b"".join(
+            name + b": " + value + b"\r\n" for name, value in draw(st.lists(st.tuples(names, values), max_size=2))
+        )
         coded = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
         return get(*fields, b"Transfer-Encoding: chunked", method=b"POST") + coded + b"0\r\n" + trailer + b"\r\n"
     return get(*fields, target=draw(st.sampled_from([b"/", b"/a?b", b"http://a/c", b"/%41"])))

@@ -17,9 +17,13 @@ Which thread owns what:
 `finish` makes the connection IDLE *before* it sends. The client may answer the very moment the bytes leave, while the
 worker still waits for the interpreter lock; the I/O thread then takes the next request at once, and need not be woken
 for it. Order is kept by the lock: should the socket not take all of it, the rest is in `unsent` before anybody else
-can send, and what comes after is queued behind. Two threads look at the same thing from two sides: the worker goes
-IDLE and then looks whether anything was read ahead; the I/O thread reads ahead and then looks whether it is IDLE. One
-of them sees the other's mark, whichever way they interleave, and `advance` does no harm when called twice.
+can send, and what comes after is queued behind. So an IDLE or LINGER that is read without the lock means "answered",
+not "sent", which is enough to take the next request (`_advance`) and not enough to end anything: whatever closes,
+half-closes or waits looks at `phase` and `unsent` together under the lock (`settle`).
+
+Two threads look at the same thing from two sides: the worker goes IDLE and then looks whether anything was read
+ahead; the I/O thread reads ahead and then looks whether it is IDLE. One of them sees the other's mark, whichever way
+they interleave, and `settle` does no harm when called twice.
 
 What the socket does not take at once is kept in `unsent` and sent by the I/O thread when the socket is writable. Past
 `limits.response_buffer` the worker waits in `write`; the client's deadline for taking it is `timeouts.response`.
@@ -35,7 +39,7 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
@@ -80,7 +84,7 @@ class Poller(Protocol):
     def watch(self, connection: Connection, now: float) -> None: ...
     def closed(self, connection: Connection) -> None: ...
     def wake(self, connection: Connection) -> None:
-        """Have the I/O thread call `connection.resume` soon."""
+        """Have the I/O thread call `connection.settle` soon."""
 
 
 @dataclass(slots=True)
@@ -101,6 +105,9 @@ class EdgeContext:
         return DRAIN_IDLE_S if self.draining else self.settings.timeouts.keep_alive
 
 
+Report = Callable[[int], None]  # called once with how many bytes of a response never left
+
+
 def new_request_id() -> str:
     """Return an id to find a request by: unlikely to repeat, but no secret, and no system call."""
     return f"{random.getrandbits(64):016x}"
@@ -110,9 +117,9 @@ class Connection:
     """See the module's head for which thread may call what."""
 
     __slots__ = (
-        "_ctx", "_cut", "_reading", "_writing", "abandon", "ahead", "drained", "eof", "flushed", "lingered", "listener",
-        "lock", "open_ended", "peer", "phase", "read_deadline", "request", "slot", "transport", "unsent", "unsent_bytes",
-        "write_deadline",
+        "_ctx", "_cut", "_reading", "_writing", "abandon", "ahead", "drained", "eof", "lingered",
+        "listener", "lock", "open_ended", "peer", "phase", "read_deadline", "request", "slot", "transport", "unsent",
+        "unsent_bytes", "write_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -136,12 +143,11 @@ class Connection:
         self.lingered = 0
         # For one response.
         self.write_deadline = math.inf
-        self.unsent: deque[bytes] | None = None
+        self.unsent: deque[bytes | Report] | None = None  # each response's last bytes are followed by its report
         self.unsent_bytes = 0
         self.drained: threading.Condition | None = None  # where a worker waits for `unsent` to shrink
-        self.flushed: list[Callable[[int], None]] | None = None  # told, once nothing is unsent, how much never was
         self.open_ended = False  # a response whose end only the app knows
-        self.abandon: Callable[[], None] | None = None  # interrupts the app's wait between two chunks
+        self.abandon: Callable[[], bool] | None = None  # interrupts the app's wait between two chunks
         self._cut: str = ""  # what was sent of a response is all there will be: "end" or "reset" the connection
 
     def __repr__(self) -> str:
@@ -151,61 +157,51 @@ class Connection:
         )
 
     def deadline(self) -> float:
-        return min(self.read_deadline, self.write_deadline)
+        # While something is unsent the client is held to taking it, and to nothing else.
+        return self.write_deadline if self.unsent else min(self.read_deadline, self.write_deadline)
 
     # --- I/O thread: reading ---
 
-    def on_readable(self, now: float) -> None:
-        """Take what has arrived and do what follows from it. I/O thread."""
+    def on_readable(self, now: float) -> bool:
+        """Take what has arrived and do what follows from it; return whether anything had. I/O thread."""
         try:
             data = self.transport.receive(READ_BYTES)
         except OSError:
             self.close()
-            return
+            return True
         if data is None:
-            return
+            return False
         if not data:
-            self._on_eof(now)
-            return
-        if self.phase is LINGER:
+            # The client sends no more, but may still read (RFC 9112 9.6). Level-triggered: it would stay readable.
+            self.eof = True
+            self._update_interest(read=False)
+            self.settle(now)
+        elif self.phase is LINGER:
             self.lingered += len(data)
             if self.lingered > LINGER_BYTES:
                 self.close()
-            return
-        self.ahead = self.ahead + data if self.ahead else data
-        if (self.phase is BUSY or self.unsent) and len(self.ahead) >= self._ctx.settings.limits.pipeline:
-            self._update_interest(read=False)
-        self.advance(now)
+        else:
+            self.ahead = self.ahead + data if self.ahead else data
+            if len(self.ahead) >= self._ctx.settings.limits.pipeline and (self.phase is BUSY or self.unsent):
+                self._update_interest(read=False)
+            self._advance(now)
+        return True
 
-    def _on_eof(self, now: float) -> None:
-        """The client sends no more. It may still read: a complete request is answered (RFC 9112 9.6)."""
-        self.eof = True
-        # Level-triggered: an end of stream stays readable for ever.
-        self._update_interest(read=False)
-        if self.phase is LINGER and not self.unsent:
-            self.close()
-            return
-        if self.open_ended:
-            self._begin_abandoning(now)
-        self.advance(now)
+    def _advance(self, now: float) -> None:
+        """Parse what has arrived, as far as it may be answered now; harmless when there is nothing.
 
-    def advance(self, now: float) -> None:
-        """Parse what has arrived, as far as it may be answered now. I/O thread; harmless when there is nothing."""
+        `phase` is read without the lock: a worker that is still sending has gone IDLE before, and what the next
+        request is answered queues behind it.
+        """
         while self.ahead and self.phase is not BUSY and not self.unsent:
             if self.phase is LINGER or self.phase is CLOSED:
                 self.ahead = b""
                 return
             self._parse_ahead(now)
-        if self.phase is BUSY or self.unsent or self.phase is CLOSED:
-            return
-        if self.eof and self.phase is not LINGER:
-            with self.lock:
-                # A worker that went IDLE may be sending at this moment, and find that not all of it fits.
-                answered = not self.unsent
-            if answered:
-                self.close()  # nothing that is left can become a request
-        elif not self._reading and not self.eof:
-            self._update_interest(read=True)
+        if not self._reading and not self.eof and self.phase is not CLOSED:
+            waits = self.phase is BUSY or bool(self.unsent)
+            if not waits or len(self.ahead) < self._ctx.settings.limits.pipeline:
+                self._update_interest(read=True)
 
     def _parse_ahead(self, now: float) -> None:
         request = self.request
@@ -296,38 +292,72 @@ class Connection:
 
     def on_writable(self, now: float) -> None:
         """Send what the socket takes of what is unsent. I/O thread."""
-        before = self.unsent_bytes
+        left = self.unsent_bytes
+        reports: list[Report] = []
         try:
             with self.lock:
-                self._flush()
+                self._flush(reports)
         except OSError:
             self.close()
-            return
-        if self.unsent:
-            if self.unsent_bytes < before:
-                self.write_deadline = now + self._ctx.settings.timeouts.response
-            return
-        self.write_deadline = math.inf
-        self._update_interest(write=False)
-        self._report_flushed()
-        if self.phase is LINGER:
-            self._linger(now)
-        else:
-            self._ctx.poller.watch(self, now)
-            self.advance(now)
+        for report in reports:
+            report(0)
+        if self.unsent_bytes < left:
+            self.write_deadline = now + self._ctx.settings.timeouts.response
+        self.settle(now)
 
-    def _flush(self) -> None:
-        """Send from the front of `unsent`. The caller holds the lock; raises OSError."""
+    def _flush(self, reports: list[Report]) -> None:
+        """Send from the front of `unsent`; add what waits for the end of a response. Holds the lock; raises OSError."""
         while self.unsent:
-            data = self.unsent[0]
-            sent = self.transport.send(data)
-            self.unsent_bytes -= sent
-            if sent < len(data):
-                self.unsent[0] = data[sent:]
-                break
+            item = self.unsent[0]
+            if isinstance(item, bytes):
+                sent = self.transport.send(item)
+                self.unsent_bytes -= sent
+                if sent < len(item):
+                    self.unsent[0] = item[sent:]
+                    break
+            else:
+                reports.append(item)
             self.unsent.popleft()
         if self.drained is not None and self.unsent_bytes <= self._ctx.settings.limits.response_buffer // 2:
             self.drained.notify()
+
+    def settle(self, now: float) -> None:
+        """Do what follows from what a worker, or the client, has done to this connection. I/O thread."""
+        with self.lock:
+            # No worker is inside `finish` now, so that these belong together.
+            phase, unsent, cut = self.phase, bool(self.unsent), self._cut
+        if phase is CLOSED:
+            return
+        if cut:
+            self.close(reset=cut == "reset")
+            return
+        if unsent:
+            if not self._writing:
+                self._await_writable(now)
+            return
+        if self._writing:
+            self.write_deadline = math.inf
+            self._update_interest(write=False)
+        if phase is LINGER:
+            self._linger(now)
+        else:
+            self._read_on(phase, now)
+
+    def _read_on(self, phase: Phase, now: float) -> None:
+        if phase is IDLE and self.read_deadline == math.inf:
+            self.read_deadline = now + self._ctx.idle_s()  # its client has just read the last of a response
+        if phase is BUSY and self.eof and self.open_ended:
+            self._begin_abandoning(now)
+        self._advance(now)
+        if self.eof and self._is_over():
+            self.close()
+        elif self.phase is not CLOSED:
+            self._ctx.poller.watch(self, now)
+
+    def _is_over(self) -> bool:
+        """Return whether a client that sends no more has been answered all that it asked."""
+        with self.lock:
+            return self.phase not in (BUSY, LINGER, CLOSED) and not self.unsent
 
     def _linger(self, now: float) -> None:
         """Let the client read the last answer: closing with unread bytes would reset it (RFC 9112 9.6)."""
@@ -340,59 +370,41 @@ class Connection:
             self._update_interest(read=True)
         self._ctx.poller.watch(self, now)
 
-    def resume(self, now: float) -> None:
-        """Do what a worker asked for with `Poller.wake`. I/O thread."""
-        if self.phase is CLOSED:
-            return
-        if self._cut:
-            self.close(reset=self._cut == "reset")
-            return
-        if self.unsent:
-            if not self._writing:
-                self._await_writable(now)
-            return
-        self._report_flushed()
-        if self.phase is LINGER:
-            self._linger(now)
-            return
-        if self.open_ended and self.eof:
-            self._begin_abandoning(now)
-        self._ctx.poller.watch(self, now)
-        self.advance(now)
-
     def on_deadline(self, now: float) -> None:
         """End what has run out of time. I/O thread."""
-        abandon = self.abandon
-        if abandon is not None and self.client_gone() and self.write_deadline > now:
-            self.read_deadline = math.inf
-            abandon()
-            if self.phase is not CLOSED:
-                self._ctx.poller.watch(self, now)
-        elif self.phase is IDLE and not self.unsent:
-            # What came since this turn began is not late.
-            self.on_readable(now)
-            if self.phase is IDLE:
-                self.close()
-        elif self.phase is HEAD and not self.unsent:
-            self.refuse(refusals.HEADER_DEADLINE, now)
-        elif self.phase is BODY and not self.unsent:
-            self.refuse(refusals.BODY_DEADLINE, now)
-        else:
+        if self.unsent:
             self.close()
+        elif self.abandon is not None and self.client_gone():
+            self._abandon(self.abandon, now)
+        elif self.phase is HEAD:
+            self.refuse(refusals.HEADER_DEADLINE, now)
+        elif self.phase is BODY:
+            self.refuse(refusals.BODY_DEADLINE, now)
+        elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late
+            self.close()
+        if self.phase is not CLOSED:
+            self._ctx.poller.watch(self, now)
 
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""
-        if self.phase is IDLE:
-            self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
+        with self.lock:
+            if self.phase is IDLE:
+                self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
         # A busy one will be given a shorter deadline by `finish` than the one it is filed under.
         self._ctx.poller.watch(self, now)
 
     def _begin_abandoning(self, now: float) -> None:
-        """Nobody is left to read: give the app a while to notice by itself, at its next chunk."""
+        """Nobody is left to read: give the app a while to notice by itself, at its next block."""
         patience_s = self._ctx.settings.timeouts.abandoned
         if patience_s and self.read_deadline == math.inf:
             self.read_deadline = now + patience_s
             self._ctx.poller.watch(self, now)
+
+    def _abandon(self, abandon: Callable[[], bool], now: float) -> None:
+        self.read_deadline = math.inf
+        if not abandon():
+            # The app was between two blocks. If it waits again, and again for so long, it is told then.
+            self._begin_abandoning(now)
 
     def close(self, *, reset: bool = False) -> None:
         """Close the socket; a worker that still answers gets ClientDisconnectedError. I/O thread."""
@@ -403,26 +415,26 @@ class Connection:
             busy = self.phase is BUSY
             self.phase = CLOSED
             self.transport.close(reset=reset)
-            self.unsent = None
+            unsent, self.unsent = self.unsent, None
             if self.drained is not None:
                 self.drained.notify()
-        self._report_flushed()
+        self._report_unsent(unsent or ())
         self.ahead = b""
+        self.write_deadline = math.inf
         if not busy:
             self._end_request()  # of a busy one the worker still reads the body
         elif self.abandon is not None:
             self.read_deadline = math.inf
             self._begin_abandoning(monotonic())
 
-    def _report_flushed(self) -> None:
-        if self.flushed is None:
-            return
-        with self.lock:
-            if self.unsent:
-                return
-            flushed, self.flushed = self.flushed, None
-        for report in flushed:
-            report(self.unsent_bytes)
+    def _report_unsent(self, unsent: Iterable[bytes | Report]) -> None:
+        count = 0
+        for item in unsent:
+            if isinstance(item, bytes):
+                count += len(item)
+            else:
+                item(count)
+                count = 0
 
     def _update_interest(self, *, read: bool | None = None, write: bool | None = None) -> None:
         self._reading = self._reading if read is None else read
@@ -478,7 +490,7 @@ class Connection:
         if self.phase is CLOSED:
             raise ClientDisconnectedError
 
-    def finish(self, data: bytes, *, keep_alive: bool, flushed: Callable[[int], None]) -> None:
+    def finish(self, data: bytes, *, keep_alive: bool, flushed: Report) -> None:
         """Send the last bytes of a response and hand the connection back to the I/O thread. Worker thread.
 
         `flushed` is called with the number of bytes that never left, by this thread if all of them fit, else by the
@@ -498,24 +510,25 @@ class Connection:
                     try:
                         self._send_or_keep(data)
                     except OSError:
-                        unsent, self.eof, self.phase = len(data), True, LINGER
+                        unsent, self._cut = len(data), "end"
                 if self.unsent:
-                    self.flushed = [*(self.flushed or ()), flushed]
+                    self.read_deadline = math.inf  # being idle begins when the client has it all
+                    self.unsent.append(flushed)
                     self._ctx.poller.wake(self)
                     return
         flushed(unsent)
-        if self.phase is not IDLE or self.ahead or self.eof:
+        if self.phase is not IDLE or self.ahead or self.eof or unsent:
             self._ctx.poller.wake(self)
 
     def may_keep_alive(self) -> bool:
         """Return whether the client may be told that the connection stays open. Any thread."""
-        return not (self._ctx.draining or self.eof)
+        return not self._ctx.draining or bool(self.ahead)
 
-    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], None]) -> None:
+    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], bool]) -> None:
         """Say that a response comes in parts. Worker thread, before the first `write`.
 
         `open_ended` is one without a known length. `abandon` is called by the I/O thread when nobody has been left to
-        read it for `timeouts.abandoned`, and may be called once more after `finish` began.
+        read it for `timeouts.abandoned`, and may be called once more after `finish` began; it returns whether it hit.
         """
         self.abandon = abandon
         self.open_ended = open_ended

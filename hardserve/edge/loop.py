@@ -64,7 +64,7 @@ class Loop:
     # --- any thread, and signal handlers ---
 
     def wake(self, connection: Connection) -> None:
-        """Have the I/O thread call `connection.resume` soon."""
+        """Have the I/O thread call `connection.settle` soon."""
         self._woken.append(connection)
         self._interrupt_wait()
 
@@ -138,7 +138,7 @@ class Loop:
         while self._woken:
             connection = self._woken.popleft()
             try:
-                connection.resume(now)
+                connection.settle(now)
             except Exception:
                 self._give_up(connection)
         while self._posted:

@@ -147,7 +147,7 @@ class Request(HTTPRequestParser):
         line_end = head.find(b"\n", 0, limits.request_line + 2) - 1
         if line_end < 0 and len(head) > limits.request_line + 1:
             self._refuse(refusals.REQUEST_LINE_TOO_LONG)
-        elif len(head) > limits.header:
+        elif len(head) > limits.header + 3:  # all of the empty line but its last byte may be here
             self._refuse(refusals.HEADER_TOO_LARGE)
         elif line_end >= 0 and not (head[line_end] == 13 and _REQUEST_LINE.fullmatch(head, 0, line_end)):
             # HTTP/0.9, other protocols and clients that end lines with a bare LF never send what would end the head.
@@ -362,8 +362,8 @@ class StrictChunkedReceiver(ChunkedReceiver):
                 line, self.control_line = self.control_line, b""
                 if line[-2:] != b"\r\n" or not self._take_line(line[:-2]):
                     self._fail()
-            elif len(self.control_line) > _MAX_CHUNK_LINE:
-                self._fail()
+            elif len(self.control_line) > (_MAX_TRAILER if self.all_chunks_received else _MAX_CHUNK_LINE) + 1:
+                self._fail()  # the one is for a CR
         return position
 
     def _take_line(self, line: bytes) -> bool:

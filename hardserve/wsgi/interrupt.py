@@ -49,11 +49,12 @@ class Interruptible:
                 # It may still be under way: take it back, or it would strike whatever this thread does next.
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
 
-    def interrupt(self) -> None:
-        """Raise AbandonedError in the app if it is waiting, or as soon as it waits again."""
+    def interrupt(self) -> bool:
+        """Raise AbandonedError in the app, if it is waiting for its next block; return whether that was done."""
         with self._lock:
             if self._inside and not self._raised:
                 self._raised = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self._thread), ctypes.py_object(AbandonedError)
                 )
+            return self._raised

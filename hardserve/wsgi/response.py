@@ -55,25 +55,28 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
     if len(status) <= 4:  # RFC 9112 4: the space stays when the phrase is left out
         status = f"{code} {REASONS.get(int(code), '')}"
     head = Head(status, [], None, code in BODILESS or method == "HEAD", False, False)
-    add = head.lines.append
     for name, value in headers:
         if type(name) is not str or type(value) is not str:
             raise BadResponseError(f"the header {(name, value)!r} is not a pair of str")
         key = name.lower()
         if key == "content-length":
-            if not (value.isascii() and value.isdecimal()) or head.length is not None:
-                raise BadResponseError(f"the Content-Length {value!r} is not one number")
-            if code != "204":  # RFC 9110 8.6: none on a 204
-                head.length = int(value)
+            _take_length(head, value)
             continue
         if key in HOP_BY_HOP:
             raise BadResponseError(f"the header {name} is hop-by-hop, and not an app's to set")
-        elif key == "date":
+        if key == "date":
             head.has_date = True
         elif key == "x-request-id":
             head.has_request_id = True
-        add(f"{name}: {value}")
+        head.lines.append(f"{name}: {value}")
     return head
+
+
+def _take_length(head: Head, value: str) -> None:
+    if head.length is not None or not (value.isascii() and value.isdecimal()):
+        raise BadResponseError(f"the Content-Length {value!r} is not one number")
+    if head.status[:3] != "204":  # RFC 9110 8.6: none on a 204
+        head.length = int(value)
 
 
 def head_bytes(head: Head, *, request_id: str, date: str, chunked: bool, connection: str) -> bytes:

@@ -52,7 +52,7 @@ class Channel(Protocol):
     def listener(self) -> Listening: ...
     def may_keep_alive(self) -> bool: ...
     def client_gone(self) -> bool: ...
-    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], None]) -> None: ...
+    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], bool]) -> None: ...
     def write(self, data: bytes) -> None: ...
     def finish(self, data: bytes, *, keep_alive: bool, flushed: Callable[[int], None]) -> None: ...
     def abort(self, *, reset: bool) -> None: ...
@@ -159,6 +159,10 @@ class Task:
         blocks = self._ctx.app(self._environ(), self._start_response)
         try:
             iterator = iter(blocks)
+            head = self._head
+            if head is not None and head.length is None and not head.bodiless and not _is_sole(blocks):
+                # Its first event may be as long in coming as any other.
+                self._announce_stream(open_ended=True)
             while True:
                 try:
                     block = next(iterator) if self._interruptible is None else self._interruptible.call(iterator)
@@ -298,9 +302,13 @@ class Task:
 
     def _stream(self, start: bytes, block: bytes, *, open_ended: bool) -> None:
         self._streaming = True
-        self._interruptible = Interruptible()
-        self._channel.begin_stream(open_ended=open_ended, abandon=self._interruptible.interrupt)
+        self._announce_stream(open_ended=open_ended)
         self._put(start + block)
+
+    def _announce_stream(self, *, open_ended: bool) -> None:
+        if self._interruptible is None:
+            self._interruptible = Interruptible()
+            self._channel.begin_stream(open_ended=open_ended, abandon=self._interruptible.interrupt)
 
     def _put(self, data: bytes) -> None:
         self._sent += len(data)
@@ -329,8 +337,8 @@ class Task:
 
     def _client_left(self) -> None:
         """The client went away while the app was answering: nobody is to blame, and nobody is left to tell."""
-        if self._streaming:
-            assert self._head is not None
+        if not self._finished:
+            assert self._head is not None  # it is known before anything can be sent or interrupted
             self._channel.abort(reset=True)
             self._report(int(self._head.status[:3]), self._sent, "client_disconnected")
 

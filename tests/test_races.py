@@ -1,0 +1,583 @@
+"""What two threads do to one connection at the same time.
+
+First single interleavings, forced: a transport of the test's own lets the other thread run at the worst moment. Then
+the real server under a switch interval of a microsecond, with clients that behave at random, from a seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hardserve.edge.connection import BUSY, CLOSED, IDLE, LINGER, Connection, EdgeContext
+from hardserve.edge.deadlines import Deadlines
+from hardserve.edge.gate import Gate
+from hardserve.edge.listener import Listener
+from hardserve.edge.parsing import ParserRules, Request
+from hardserve.options import from_keywords
+from hardserve.protocol import DateClock
+from hardserve.wsgi.interrupt import AbandonedError, Interruptible
+from tests.support import PATIENCE_S, Client, Running, serving
+
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+# --- single interleavings ---
+
+
+class ScriptedTransport:
+    """Takes `room` bytes and then no more; `in_send` is called once, in the middle of a send."""
+
+    def __init__(self) -> None:
+        self.incoming: deque[bytes] = deque()
+        self.sent = b""
+        self.room = 1 << 30
+        self.in_send: Callable[[], None] | None = None
+        self.sends_after_shutdown = 0
+        self.ends: list[str] = []  # what the peer saw of the end, in order: "end", "reset"
+
+    def fileno(self) -> int:
+        return 99
+
+    def receive(self, max_bytes: int) -> bytes | None:
+        return self.incoming.popleft() if self.incoming else None
+
+    def send(self, data: bytes) -> int:
+        in_send, self.in_send = self.in_send, None
+        if in_send is not None:
+            in_send()
+        if self.ends:
+            raise BrokenPipeError
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.sent += taken
+        return len(taken)
+
+    def shutdown_write(self) -> None:
+        self.ends.append("end")
+
+    def close(self, *, reset: bool = False) -> None:
+        self.ends.append("reset" if reset else "end")
+
+
+class Wheel:
+    """The loop as a connection sees it, turned by hand."""
+
+    def __init__(self) -> None:
+        self.deadlines = Deadlines()
+        self.woken: list[Connection] = []
+        self.interest = (True, False)
+
+    def set_interest(self, connection: Connection, *, read: bool, write: bool) -> None:
+        self.interest = (read, write)
+
+    def watch(self, connection: Connection, now: float) -> None:
+        self.deadlines.watch(connection, now)
+
+    def closed(self, connection: Connection) -> None:
+        self.deadlines.forget(connection)
+
+    def wake(self, connection: Connection) -> None:
+        self.woken.append(connection)
+
+
+class HookedContext(EdgeContext):
+    """`in_idle_s` is called once, after `finish` has asked how long the connection may be idle."""
+
+    in_idle_s: Callable[[], None] | None = None
+
+    def idle_s(self) -> float:
+        idle_s = super().idle_s()
+        hook, self.in_idle_s = self.in_idle_s, None
+        if hook is not None:
+            hook()
+        return idle_s
+
+
+class Rig:
+    """One connection; the test is its I/O thread, its worker and its client."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.transport = ScriptedTransport()
+        self.wheel = Wheel()
+        self.dispatched: list[Request] = []
+        self.answer_at_once: Callable[[], None] | None = None
+        resolved = from_keywords(**settings)
+        self.ctx = HookedContext(
+            settings=resolved,
+            rules=ParserRules(resolved.limits),
+            date=DateClock(),
+            poller=self.wheel,
+            admit=Gate(resolved.limits).admit,
+            dispatch=self._dispatch,
+            log_refusal=lambda *_: None,
+        )
+        self.now = time.monotonic()  # what `finish` and `write` take for now
+        self.connection = Connection(
+            self.ctx, self.transport, ("192.0.2.1", 1), cast(Listener, None), self.now
+        )
+        self.wheel.watch(self.connection, self.now)
+
+    def _dispatch(self, connection: Connection, request: Request) -> None:
+        self.dispatched.append(request)
+        if self.answer_at_once is not None:
+            self.answer_at_once()
+
+    def arrives(self, data: bytes) -> None:
+        self.transport.incoming.append(data)
+        self.connection.on_readable(self.now)
+
+    def finish(self, data: bytes = b"answer", *, keep_alive: bool = True) -> list[int]:
+        """Answer as a worker; return where the number of bytes that never left will be."""
+        unsent: list[int] = []
+        self.connection.finish(data, keep_alive=keep_alive, flushed=unsent.append)
+        return unsent
+
+    def resumes(self) -> None:
+        """Do as the I/O thread with everything that workers asked for."""
+        while self.wheel.woken:
+            self.wheel.woken.pop(0).settle(self.now)
+
+    def flush(self) -> None:
+        """Have the client take everything."""
+        self.transport.room = 1 << 30
+        self.resumes()
+        while self.connection.unsent:
+            self.connection.on_writable(self.now)
+        self.resumes()
+
+
+def meanwhile(action: Callable[[], object]) -> Callable[[], None]:
+    """Return a hook in which another thread does `action` as far as locks allow."""
+
+    def run() -> None:
+        thread = threading.Thread(target=action, daemon=True)
+        thread.start()
+        thread.join(0.05)  # it ends, or it waits for a lock that the hook's caller holds
+
+    return run
+
+
+def settle() -> None:
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread() and thread.name.startswith("Thread-"):
+            thread.join(PATIENCE_S)
+
+
+@pytest.mark.parametrize("keep_alive", [True, False], ids=["kept alive", "closing"])
+def test_a_half_close_while_a_worker_sends_does_not_cut_the_rest(keep_alive: bool) -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = meanwhile(lambda: rig.arrives(b""))
+    rig.finish(b"answer", keep_alive=keep_alive)
+    settle()
+    rig.flush()
+    assert rig.transport.sent == b"answer"
+
+
+def test_an_old_wake_does_not_end_the_stream_that_a_worker_is_finishing() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: None)
+    rig.transport.room = 3
+    rig.connection.write(b"first.")
+    rig.transport.room = 1 << 30
+    rig.connection._await_writable(rig.now)
+    rig.connection.on_writable(rig.now)  # all of it is out, and the wake is still queued
+    rig.transport.in_send = meanwhile(rig.resumes)
+    rig.finish(b"last", keep_alive=False)
+    settle()
+    assert rig.transport.sent == b"first.last"
+
+
+def test_a_stream_that_a_worker_finishes_while_it_is_flushed_is_not_ended_too_soon() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: None)
+    rig.transport.room = 3
+    rig.connection.write(b"first.")
+    rig.resumes()
+    rig.transport.room = 1 << 30
+    in_finish = threading.Event()
+    shut = threading.Event()
+
+    def finish() -> None:
+        def in_send() -> None:
+            in_finish.set()
+            shut.wait(0.05)  # what is right never ends the stream here
+
+        rig.transport.in_send = in_send
+        rig.finish(b"last", keep_alive=False)
+
+    def update_interest(connection: Connection, *, read: bool, write: bool) -> None:
+        # Where the I/O thread is between "nothing is unsent" and what follows from it.
+        if not write and not in_finish.is_set():
+            worker = threading.Thread(target=finish, daemon=True)
+            worker.start()
+            assert in_finish.wait(PATIENCE_S)
+
+    rig.wheel.set_interest = update_interest  # type: ignore[method-assign]
+    rig.connection.on_writable(rig.now)
+    shut.set()
+    settle()
+    assert rig.transport.sent == b"first.last"
+
+
+@pytest.mark.parametrize("event", ["writable", "half-close"])
+def test_a_cut_response_ends_with_a_reset_whatever_comes_before_the_wake(event: str) -> None:
+    rig = Rig()
+    rig.arrives(b"GET / HTTP/1.0\r\n\r\n")
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: None)
+    rig.transport.room = 3
+    rig.connection.write(b"half of")
+    rig.resumes()
+    rig.connection.abort(reset=True)
+    if event == "writable":
+        rig.transport.room = 1 << 30
+        rig.connection.on_writable(rig.now)
+    else:
+        rig.arrives(b"")
+    rig.resumes()
+    assert rig.transport.ends[0] == "reset", "an end is all that marks the end of this response"
+
+
+def test_a_request_that_comes_as_the_idle_time_ends_is_watched_again() -> None:
+    rig = Rig(timeouts_keep_alive=60)
+    rig.now += 61
+    (late,) = rig.wheel.deadlines.due(rig.now)
+    rig.transport.incoming.append(GET)
+    cast(Connection, late).on_deadline(rig.now)
+    assert rig.connection.phase is BUSY
+    rig.finish()
+    assert rig.connection.phase is IDLE
+    assert rig.connection.slot is not None, "it may now stay idle for ever"
+
+
+def test_a_connection_that_was_answered_at_its_deadline_stays_open() -> None:
+    """The client was told that it does, and sends its next request."""
+    rig = Rig(timeouts_keep_alive=60)
+    rig.now += 60.5
+    rig.connection.read_deadline = rig.now - 0.1
+    rig.transport.incoming.append(GET)
+    rig.answer_at_once = lambda: rig.finish(keep_alive=True) and None
+    (late,) = rig.wheel.deadlines.due(rig.now + 1)
+    # A worker is quick: it has answered before the I/O thread looks again.
+    cast(Connection, late).on_deadline(rig.now)
+    assert rig.transport.sent == b"answer"
+    assert rig.connection.phase is IDLE
+
+
+def test_a_drain_that_begins_while_a_worker_finishes_does_not_wait_for_the_idle_time() -> None:
+    rig = Rig(timeouts_keep_alive=60)
+    rig.arrives(GET)
+
+    def begin_drain() -> None:
+        rig.ctx.draining = True
+        rig.connection.begin_drain(rig.now)
+
+    rig.ctx.in_idle_s = meanwhile(begin_drain)
+    rig.finish()
+    settle()
+    assert rig.connection.phase is IDLE
+    assert rig.connection.deadline() < rig.now + 5
+
+
+def test_a_slow_reader_is_held_to_its_progress_not_to_the_idle_time() -> None:
+    rig = Rig(timeouts_keep_alive=1, timeouts_response=30)
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.finish(b"answer")
+    rig.resumes()
+    rig.now += 2  # past keep_alive, well within timeouts.response
+    for late in rig.wheel.deadlines.due(rig.now):
+        cast(Connection, late).on_deadline(rig.now)
+    rig.flush()
+    assert rig.transport.sent == b"answer"
+    assert rig.connection.phase is IDLE, "and its idle time begins when it has everything"
+    assert rig.connection.deadline() > rig.now
+
+
+def test_a_stream_that_is_cut_for_not_being_read_has_its_app_told() -> None:
+    rig = Rig(timeouts_response=1, timeouts_abandoned=1)
+    rig.arrives(GET)
+    told: list[float] = []
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: told.append(rig.now))
+    rig.transport.room = 3
+    rig.connection.write(b"first.")
+    rig.resumes()
+    for _ in range(20):
+        rig.now += 0.5
+        for late in rig.wheel.deadlines.due(rig.now):
+            cast(Connection, late).on_deadline(rig.now)
+    assert rig.connection.phase is CLOSED
+    assert told, "a worker waits with this app for an event that nobody will read"
+
+
+def test_an_app_that_comes_back_as_it_is_to_be_told_is_told_when_it_waits_again() -> None:
+    """The client half-closed. The app was between two blocks when its time was up, and then waits for ever."""
+    rig = Rig(timeouts_abandoned=1)
+    rig.arrives(GET)
+    waits = Interruptible()
+    rig.connection.begin_stream(open_ended=True, abandon=waits.interrupt)
+    rig.arrives(b"")
+    rig.now += 2
+    for late in rig.wheel.deadlines.due(rig.now):
+        cast(Connection, late).on_deadline(rig.now)  # the worker is not inside the app
+    rig.connection.write(b"block")
+    struck = False
+
+    def wait() -> Iterator[bytes]:
+        for _ in range(1000):  # as an app does that sleeps and looks
+            rig.now += 0.01
+            for late in rig.wheel.deadlines.due(rig.now):
+                cast(Connection, late).on_deadline(rig.now)
+        yield b"event"
+
+    try:
+        waits.call(wait())
+    except AbandonedError:
+        struck = True
+    assert struck
+
+
+def test_each_of_two_responses_is_told_of_its_own_bytes() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = lambda: rig.arrives(GET)  # the next request comes while the first answer leaves
+    first = rig.finish(b"first.")
+    second = rig.finish(b"second")
+    assert (first, second) == ([], [])
+    rig.resumes()
+    rig.transport.room = 4  # all of the first, one of the second
+    rig.connection.on_writable(rig.now)
+    rig.connection.close()
+    assert (first, second) == ([0], [5])
+
+
+def test_a_refusal_behind_a_response_that_is_leaving_is_queued_behind_it() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = lambda: None
+    rig.finish(b"answer")
+    rig.arrives(b"\x16\x03\x01 not HTTP\r\n\r\n")
+    rig.flush()
+    assert rig.transport.sent.startswith(b"answerHTTP/1.1 400")
+    assert rig.connection.phase is LINGER
+
+
+def test_what_is_read_ahead_behind_a_response_that_is_not_read_is_bounded() -> None:
+    rig = Rig(limits_pipeline="64KiB")
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.finish(b"answer")
+    rig.resumes()
+    for _ in range(100):
+        if rig.wheel.interest[0]:
+            rig.arrives(b"x" * 65536)
+    assert len(rig.connection.ahead) <= 2 * 65536
+
+
+def test_two_wakes_of_one_connection_do_no_harm() -> None:
+    rig = Rig()
+    rig.arrives(GET + GET)
+    rig.finish(b"one")
+    rig.connection.settle(rig.now)
+    assert rig.connection.phase is BUSY
+    rig.resumes()
+    rig.connection.settle(rig.now)
+    assert len(rig.dispatched) == 2
+    rig.finish(b"two")
+    rig.resumes()
+    assert rig.transport.sent == b"onetwo"
+    assert rig.connection.phase is IDLE
+
+
+def test_a_worker_that_waits_for_a_slow_reader_ends_when_the_connection_is_closed() -> None:
+    rig = Rig(limits_response_buffer="64KiB")
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: None)
+    rig.transport.room = 0
+    raised: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            rig.connection.write(b"x" * 100_000)
+        except ConnectionError as error:
+            raised.append(error)
+
+    worker = threading.Thread(target=write, daemon=True)
+    worker.start()
+    while rig.connection.drained is None and worker.is_alive():
+        time.sleep(0.001)
+    rig.connection.close()
+    worker.join(PATIENCE_S)
+    assert not worker.is_alive()
+    assert len(raised) == 1
+
+
+# --- the real server, in disorder ---
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """Echo what was asked, in one block, in many, or without a known length."""
+    path, query = environ["PATH_INFO"], environ["QUERY_STRING"].encode()
+    body = environ["wsgi.input"].read()
+    if path == "/stream":
+
+        def blocks() -> Iterator[bytes]:
+            for number in range(20):
+                yield b"%d:%b;" % (number, query)
+
+        start_response("200 OK", [])
+        return blocks()
+    if path == "/large":
+        start_response("200 OK", [])
+        return [query * (LARGE_BYTES // len(query))]
+    start_response("200 OK", [])
+    return [path.encode() + b"?" + query + b"#" + body]
+
+
+LARGE_BYTES = 400_000
+
+
+def expected(path: str, unique: str, body: bytes) -> bytes:
+    query = unique.encode()
+    if path == "/stream":
+        return b"".join(b"%d:%b;" % (number, query) for number in range(20))
+    if path == "/large":
+        return query * (LARGE_BYTES // len(query))
+    return path.encode() + b"?" + query + b"#" + body
+
+
+class Visitor:
+    """One client and its whims. `problems` is what no client may see."""
+
+    def __init__(self, running: Running, seed: int, until: float) -> None:
+        self.random = random.Random(seed)
+        self.name = f"v{seed}"
+        self.running = running
+        self.until = until
+        self.problems: list[str] = []
+        self.complete = 0
+        self._count = 0
+
+    def run(self) -> None:
+        try:
+            while time.monotonic() < self.until:
+                self._visit()
+        except Exception as error:  # whatever it is, it is told by the thread that checks
+            self.problems.append(f"{self.name}: {error!r}")
+
+    def _request(self, body_repeats: list[int]) -> tuple[bytes, bytes]:
+        self._count += 1
+        unique = f"{self.name}-{self._count}"
+        path = self.random.choice(["/echo", "/echo", "/echo", "/stream", "/large"])
+        body = b""
+        head = f"GET {path}?{unique} HTTP/1.1\r\nHost: test\r\n"
+        if self.random.random() < 0.3:
+            body = unique.encode() * self.random.choice(body_repeats)
+            head = f"POST {path}?{unique} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + b"\r\n" + body, expected(path, unique, body)
+
+    def _visit(self) -> None:
+        count = self.random.choice([1, 1, 2, 5])
+        # More than the server reads ahead, sent before anything is read, would have each side wait for the other.
+        requests = [self._request([1, 10_000] if count == 1 else [1, 100]) for _ in range(count)]
+        data = b"".join(request for request, _ in requests)
+        whim = self.random.choice(["read", "read", "read", "slow", "half", "reset", "partial", "vanish"])
+        with self.running.connect() as client:
+            if whim == "partial":
+                data = data[: self.random.randrange(len(data))]
+            try:
+                self._send(client, data)
+                if whim == "reset":
+                    client.reset()
+                elif whim == "partial":
+                    client.shutdown_write()
+                    client.receive_all()
+                elif whim != "vanish":
+                    if whim == "half":
+                        client.shutdown_write()
+                    if whim == "slow":
+                        time.sleep(self.random.random() * 0.05)
+                    self._read(client, [answer for _, answer in requests], whim)
+            except (OSError, EOFError) as error:
+                if isinstance(error, TimeoutError) or whim in ("read", "slow", "half"):
+                    self.problems.append(f"{self.name} {whim}: {error!r}")
+
+    def _send(self, client: Client, data: bytes) -> None:
+        pieces = sorted(self.random.randrange(len(data) + 1) for _ in range(self.random.choice([0, 0, 3])))
+        start = 0
+        for end in [*pieces, len(data)]:
+            client.send(data[start:end])
+            start = end
+
+    def _read(self, client: Client, answers: list[bytes], whim: str) -> None:
+        for answer in answers:
+            response = client.response()
+            if response.body != answer:
+                self.problems.append(f"{self.name} {whim}: {response.body[:60]!r} instead of {answer[:60]!r}")
+            self.complete += 1
+            if response.header("Connection") == "close" and whim == "half":
+                return  # a client that sends no more may be told so early
+        if whim == "half":
+            client.receive_all()
+
+
+@contextlib.contextmanager
+def switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_disorderly_clients_get_right_answers_and_leave_nothing_behind(
+    threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    seed = int(os.environ.get("HARDSERVE_TEST_SEED", "1"))
+    gc.collect()
+    descriptors = open_descriptors()
+    threads_before = set(threading.enumerate())
+    # LogRecords keep what they show: nothing below warnings is wanted.
+    with caplog.at_level(logging.WARNING, "hardserve"), switching_often(), serving(app, threads=threads) as running:
+        for listener in running.server._listeners:  # inherited: a large response is left unsent
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        until = time.monotonic() + 1.0
+        visitors = [Visitor(running, seed * 100 + number, until) for number in range(6)]
+        crowd = [threading.Thread(target=visitor.run, daemon=True) for visitor in visitors]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join(PATIENCE_S)
+        assert not any(thread.is_alive() for thread in crowd)
+        assert running.stop() == 0
+        assert not running.server._loop.connections
+    assert [problem for visitor in visitors for problem in visitor.problems] == []
+    assert sum(visitor.complete for visitor in visitors) > 20
+    assert [record.getMessage() for record in caplog.records] == []
+    gc.collect()
+    assert open_descriptors() == descriptors
+    assert set(threading.enumerate()) == threads_before

@@ -1,0 +1,163 @@
+"""Every refusal is produced over a socket, and tells its client no more than it should."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from hardserve import refusals
+from hardserve.protocol import REASONS
+from hardserve.refusals import Refusal
+from tests.support import PATIENCE_S, Client, Running, serving
+from tests.test_http import echo, eventually, read_rest
+
+# Sent with every request that provokes a refusal; nothing of it may come back.
+MARK = b"canary5ec2e7"
+HEAD = b"POST /canary5ec2e7 HTTP/1.1\r\nHost: canary5ec2e7\r\nX-Canary: canary5ec2e7\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+# What provokes each refusal: settings, and what the client sends.
+PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
+    refusals.BAD_REQUEST_LINE: ({}, b"canary5ec2e7\r\n"),
+    refusals.BAD_TARGET: ({}, b"GET canary5ec2e7 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    refusals.BAD_VERSION: ({}, b"GET /canary5ec2e7 HTTP/3.0\r\n\r\n"),
+    refusals.TLS_ON_PLAIN_PORT: ({}, b"\x16\x03\x01\x02\x00\x01canary5ec2e7"),
+    refusals.BAD_METHOD: ({}, b"TRACE /canary5ec2e7 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    refusals.BAD_HEADER: ({}, HEAD + b"canary5ec2e7\r\n\r\n"),
+    refusals.BAD_HOST: ({}, b"GET / HTTP/1.1\r\nHost: canary5ec2e7/\r\n\r\n"),
+    refusals.BAD_CONTENT_LENGTH: ({}, HEAD + b"Content-Length: canary5ec2e7\r\n\r\n"),
+    refusals.BAD_TRANSFER_ENCODING: ({}, HEAD + b"Transfer-Encoding: chunked;canary5ec2e7\r\n\r\n"),
+    refusals.UNKNOWN_TRANSFER_ENCODING: ({}, HEAD + b"Transfer-Encoding: canary5ec2e7\r\n\r\n"),
+    refusals.BAD_CHUNK: ({}, CHUNKED + b"canary5ec2e7\r\n"),
+    refusals.UNKNOWN_EXPECTATION: ({}, HEAD + b"Expect: canary5ec2e7\r\n\r\n"),
+    refusals.REQUEST_LINE_TOO_LONG: ({"limits_request_line": 256}, b"GET /" + MARK * 30),
+    refusals.HEADER_TOO_LARGE: ({"limits_header_count": 10}, HEAD + b"X: canary5ec2e7\r\n" * 20 + b"\r\n"),
+    refusals.BODY_TOO_LARGE: ({"limits_body": 1000}, HEAD + b"Content-Length: 1001\r\n\r\ncanary5ec2e7"),
+    refusals.HEADER_DEADLINE: ({"timeouts_header": "0.1s"}, HEAD),
+    refusals.BODY_DEADLINE: ({"timeouts_body": "0.1s"}, HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7"),
+    refusals.QUEUE_FULL: ({"threads": 1, "queue": 1}, HEAD + b"\r\n"),
+    refusals.APP_FAILED: ({}, HEAD.replace(b"/canary", b"/fail-canary") + b"\r\n"),
+}
+
+DECLARED = {name: value for name, value in vars(refusals).items() if isinstance(value, Refusal)}
+
+
+def test_the_table_covers_every_refusal_that_is_declared() -> None:
+    assert set(PROVOKED) == set(DECLARED.values())
+
+
+def test_refusals_are_told_apart_by_name_in_logs_and_code() -> None:
+    assert {name.lower(): value.name for name, value in DECLARED.items()} == {
+        value.name: value.name for value in DECLARED.values()
+    }
+
+
+@pytest.mark.parametrize("refusal", DECLARED.values(), ids=lambda refusal: refusal.name)
+def test_a_declaration_is_complete(refusal: Refusal) -> None:
+    assert refusal.status in REASONS
+    assert re.fullmatch(r"[A-Z][^\n]*\.", refusal.text)
+    assert refusal.text.isascii()
+    assert re.fullmatch(r"RFC \d{4} \d+(\.\d+)*", refusal.section)
+
+
+@contextlib.contextmanager
+def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
+    """Serve with the settings that `refusal` needs, in the state in which it is given."""
+    release = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if "fail" in environ["PATH_INFO"]:
+            raise ValueError(environ["PATH_INFO"])
+        assert environ["PATH_INFO"] != "/wait" or release.wait(PATIENCE_S)
+        return echo(environ, start_response)
+
+    with serving(app, **PROVOKED[refusal][0]) as running, contextlib.ExitStack() as stack:
+        stack.callback(release.set)
+        if refusal is refusals.QUEUE_FULL:
+            workers = running.server._workers
+            states: list[Callable[[], object]] = [workers.busy, lambda: workers._waiting]
+            for reached in states:
+                stack.enter_context(running.connect()).send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+                eventually(reached)
+        yield running, stack.enter_context(running.connect())
+
+
+@pytest.mark.parametrize("refusal", PROVOKED, ids=lambda refusal: refusal.name)
+def test_is_produced(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    with refusing(refusal) as (running, client):
+        client.send(PROVOKED[refusal][1])
+        head = client.receive_until(b"\r\n\r\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:-2])
+        body = client.receive_exactly(int(fields["Content-Length"]))
+
+        assert head.startswith(f"HTTP/1.1 {refusal.status} {REASONS[refusal.status]}\r\n".encode())
+        request_id = fields["X-Request-ID"]
+        assert re.fullmatch(r"[0-9a-f]{16}", request_id)
+        assert body.decode() == (
+            f"{refusal.status} {REASONS[refusal.status]}\n\n{refusal.text}\nRequest id: {request_id}\n"
+        )
+        assert MARK not in head + body
+        assert fields["Content-Type"] == "text/plain; charset=utf-8"
+        assert fields["Cache-Control"] == "no-store"
+        assert fields["X-Content-Type-Options"] == "nosniff"
+        assert fields["Date"].endswith(" GMT")
+        assert ("Retry-After" in fields) == (refusal.status == 503)
+        assert fields.get("Connection") == ("close" if refusal.close else None)
+
+        if refusal.close:
+            assert client.receive_all() == b"", "something came after the refusal"
+        else:
+            assert client.get("/fail").status in (500, 503), "the connection was not kept"
+        entry = running.log.wait_for(1)[0]
+        assert (entry.refusal, entry.status) == (refusal.name, refusal.status)
+        assert (entry.request_id, entry.bytes_sent) == (request_id, len(head + body))
+        assert entry.client == "127.0.0.1"
+    said = [record for record in caplog.records if refusal.name in record.getMessage()]
+    if refusal is not refusals.APP_FAILED:  # which logs a traceback instead
+        assert [record.levelno for record in said[:1]] == [refusal.level]
+        assert request_id in said[0].getMessage()
+
+
+def test_a_refusal_of_head_has_no_body() -> None:
+    with refusing(refusals.BAD_HEADER) as (_, client):
+        client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\nwhat\r\n\r\n")
+        answer = client.receive_all()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.endswith(b"\r\n\r\n")
+        assert b"Content-Length: " in answer
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_refusal_that_keeps_a_connection_ends_one_that_asked_to_end(version: str) -> None:
+    with refusing(refusals.APP_FAILED) as (_, client):
+        response = client.get("/fail", "Connection: close", version=version)
+        assert (response.status, response.header("Connection")) == (500, "close")
+        assert client.receive_all() == b""
+
+
+def test_a_refused_request_keeps_the_id_it_came_with_once_its_head_is_read() -> None:
+    with refusing(refusals.BODY_TOO_LARGE) as (running, client):
+        response = client.get("/", "X-Request-ID: mine", "Content-Length: 5000", method="POST")
+        assert response.header("X-Request-ID") == "mine"
+        assert running.log.wait_for(1)[0].request_id == "mine"
+
+
+def test_what_follows_a_refusal_is_never_served() -> None:
+    with refusing(refusals.BAD_CHUNK) as (running, client):
+        client.send(CHUNKED + b"x\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n" * 3)
+        assert read_rest(client).count(b"HTTP/1.1 ") == 1
+        assert len(running.log.entries) == 1
+
+
+def test_an_entry_of_the_access_log_for_garbage_is_harmless() -> None:
+    with refusing(refusals.BAD_REQUEST_LINE) as (running, client):
+        client.send(b"\x1b[31m\0 what\r\n")
+        assert client.response().status == 400
+        entry = running.log.wait_for(1)[0]
+        assert (entry.method, entry.target, entry.referer, entry.user_agent) == ("", "", "", "")

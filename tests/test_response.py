@@ -1,0 +1,146 @@
+"""The head of a response, in tables: what an app may say, and what goes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hardserve.protocol import REASONS, DateClock, refusal_response
+from hardserve.refusals import APP_FAILED, QUEUE_FULL
+from hardserve.wsgi.response import BODILESS, HOP_BY_HOP, BadResponseError, check_head, head_bytes
+
+
+def sent(
+    status: str = "200 OK", headers: Any = (), *, method: str = "GET", chunked: bool = False, connection: str = ""
+) -> list[str]:
+    """Return the lines of the head that goes out."""
+    head = check_head(status, list(headers), method=method)
+    data = head_bytes(head, request_id="id", date="now", chunked=chunked, connection=connection)
+    assert data.endswith(b"\r\n\r\n")
+    return data.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+
+
+SENT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "the least": ({}, ["HTTP/1.1 200 OK", "Date: now", "X-Request-ID: id"]),
+    "fields in the app's order and spelling": (
+        {"headers": [("x-B", "2"), ("X-a", "1"), ("x-b", "3")]},
+        ["HTTP/1.1 200 OK", "x-B: 2", "X-a: 1", "x-b: 3", "Date: now", "X-Request-ID: id"],
+    ),
+    "a date of the app's own": ({"headers": [("DATE", "x")]}, ["HTTP/1.1 200 OK", "DATE: x", "X-Request-ID: id"]),
+    "an id of the app's own": ({"headers": [("x-request-id", "x")]}, ["HTTP/1.1 200 OK", "x-request-id: x", "Date: now"]),
+    "chunks": (
+        {"chunked": True}, ["HTTP/1.1 200 OK", "Date: now", "X-Request-ID: id", "Transfer-Encoding: chunked"]
+    ),
+    "a length": (
+        {"headers": [("content-length", "007")]},
+        ["HTTP/1.1 200 OK", "Date: now", "X-Request-ID: id", "Content-Length: 7"],
+    ),
+    "what becomes of the connection": (
+        {"connection": "close"}, ["HTTP/1.1 200 OK", "Date: now", "X-Request-ID: id", "Connection: close"]
+    ),
+    "a code alone": ({"status": "418"}, ["HTTP/1.1 418 (Unused)", "Date: now", "X-Request-ID: id"]),
+    "a code that nobody knows, alone": ({"status": "599"}, ["HTTP/1.1 599 ", "Date: now", "X-Request-ID: id"]),
+    "204 has no length": (
+        {"status": "204 No Content", "headers": [("Content-Length", "5")]},
+        ["HTTP/1.1 204 No Content", "Date: now", "X-Request-ID: id"],
+    ),
+    "304 has that of what it stands for": (
+        {"status": "304 Not Modified", "headers": [("Content-Length", "5")]},
+        ["HTTP/1.1 304 Not Modified", "Date: now", "X-Request-ID: id", "Content-Length: 5"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "lines"), SENT.values(), ids=SENT)
+def test_goes_out(given: dict[str, Any], lines: list[str]) -> None:
+    assert sent(**given) == lines
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "bodiless"),
+    [("GET", "200 OK", False), ("HEAD", "200 OK", True), ("POST", "204 x", True), ("GET", "304 x", True),
+     ("GET", "205 x", False), ("GET", "404 x", False), ("OPTIONS", "200 OK", False)],
+)  # fmt: skip
+def test_has_a_body_or_not(method: str, status: str, bodiless: bool) -> None:
+    assert check_head(status, [], method=method).bodiless is bodiless
+
+
+@pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
+@pytest.mark.parametrize("spelling", [str.lower, str.upper, str.title])
+def test_what_belongs_to_the_connection_is_not_an_apps_to_set(name: str, spelling: Any) -> None:
+    with pytest.raises(BadResponseError, match="hop-by-hop"):
+        check_head("200 OK", [(spelling(name), "x")], method="GET")
+
+
+BAD_STATUSES = [None, 200, b"200 OK", "", "20", "2x0", "OK", "200OK", "2000", "-20 x", "099 x", "100 Continue", "199 x",
+                "101 Switching Protocols"]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", BAD_STATUSES, ids=repr)
+def test_a_status_that_is_none(status: Any) -> None:
+    with pytest.raises(BadResponseError):
+        check_head(status, [], method="GET")
+
+
+@pytest.mark.parametrize("length", ["", "x", "-1", "+1", "1.0", " 1", "1 ", "1, 1", "0x1", "\u0661", "1_0", "\u00b2"])
+def test_a_length_that_is_none(length: str) -> None:
+    with pytest.raises(BadResponseError, match="Content-Length"):
+        check_head("200 OK", [("Content-Length", length)], method="GET")
+
+
+@pytest.mark.parametrize("ending", ["\r\n", "\r", "\n", "\0", "\r\n\r\n", "\r\n "])
+@pytest.mark.parametrize("where", ["status", "name", "value"])
+def test_no_line_is_smuggled_in(where: str, ending: str) -> None:
+    status = f"200 OK{ending}X: y" if where == "status" else "200 OK"
+    name = f"X{ending}Y" if where == "name" else "X"
+    value = f"x{ending}Y: z" if where == "value" else "x"
+    with pytest.raises(BadResponseError):
+        sent(status, [(name, value)])
+
+
+@pytest.mark.parametrize("name", ["", " ", "X Y", "X:", ":", "X\t", "X\x7f", "\u00e9", '"X"', "(X)", "X/Y"])
+def test_a_name_that_is_no_token_is_not_sent(name: str) -> None:
+    with pytest.raises(BadResponseError):
+        sent("200 OK", [(name, "x")])
+
+
+def test_what_cannot_be_encoded_is_refused_and_not_replaced() -> None:
+    for status, headers in (("200 \u20ac", []), ("200 OK", [("X", "\u20ac")])):
+        with pytest.raises(BadResponseError, match="latin-1"):
+            sent(status, headers)
+
+
+def test_codes_without_a_body_are_codes() -> None:
+    assert all(int(code) in REASONS for code in BODILESS)
+
+
+# --- refusals and dates as bytes ---
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("refusal", [APP_FAILED, QUEUE_FULL])
+def test_a_refusal_is_a_whole_response(refusal: Any, head_only: bool, close: bool) -> None:
+    data = refusal_response(refusal, request_id="id", date="now", head_only=head_only, close=close)
+    head, _, body = data.partition(b"\r\n\r\n")
+    full = refusal_response(refusal, request_id="id", date="now", head_only=False, close=close).partition(b"\r\n\r\n")[
+        2
+    ]
+    assert body == (b"" if head_only else full)
+    assert f"\r\nContent-Length: {len(full)}\r\n".encode() in head
+    assert (b"\r\nConnection: close" in head) is close
+    assert (b"\r\nRetry-After: 1" in head) is (refusal.status == 503)
+
+
+def test_a_date_is_formatted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = DateClock()
+    now = [1_000_000_000.9]
+    monkeypatch.setattr("hardserve.protocol.time.time", lambda: now[0])
+    first = clock.text()
+    assert first == "Sun, 09 Sep 2001 01:46:40 GMT"
+    assert clock.text() is first
+    now[0] += 0.2
+    assert clock.text() == "Sun, 09 Sep 2001 01:46:41 GMT"
+    now[0] -= 10  # a clock that is set back
+    assert clock.text() == "Sun, 09 Sep 2001 01:46:31 GMT"
