@@ -559,7 +559,8 @@ def test_a_drain_answers_all_that_was_pipelined() -> None:
         assert [response.body for response in responses] == [b"GET / "] * 3
         assert responses[-1].header("Connection") == "close"
         assert client.receive_all() == b""
-        assert running.stop() == 0
+        running.thread.join(PATIENCE_S)
+        assert running.exit_codes == [0]
 
 
 def test_a_client_that_only_finished_sending_gets_a_whole_stream() -> None:
@@ -629,7 +630,8 @@ def test_a_slow_reader_of_50_mb_gets_all_of_it_and_holds_up_nobody(how: str) -> 
 
 def test_a_response_that_is_still_being_read_outlives_the_keep_alive_time() -> None:
     big = BLOCK * 320  # 20 MiB, more than the socket's buffers take
-    with serving(lambda e, s: (s("200 OK", []), [big])[1], timeouts_keep_alive="0.1s") as running:
+    app = answering("200 OK", [], lambda: [big])
+    with serving(app, timeouts_keep_alive="0.1s") as running:  # noqa: SIM117
         with running.connect() as slow:
             slow.send(GET)
             slow.receive_until(b"\r\n\r\n")
@@ -642,7 +644,8 @@ def test_a_response_that_is_still_being_read_outlives_the_keep_alive_time() -> N
 
 def test_a_client_that_does_not_read_is_not_read_ahead_of_either() -> None:
     big = BLOCK * 320
-    with serving(lambda e, s: (s("200 OK", []), [big])[1], limits_pipeline="64KiB") as running:
+    app = answering("200 OK", [], lambda: [big])
+    with serving(app, limits_pipeline="64KiB") as running:  # noqa: SIM117
         with running.connect() as client:
             client.send(GET)
             client.receive_until(b"\r\n\r\n")
@@ -745,9 +748,9 @@ def test_the_requests_id_is_passed_on_or_made_and_is_everywhere() -> None:
 
 
 def test_an_app_may_answer_with_an_id_of_its_own() -> None:
-    with serving(lambda e, s: (s("200 OK", [("X-Request-ID", "mine")]), [b""])[1]) as running:
-        with running.connect() as client:
-            assert client.get("/").header("X-Request-ID") == "mine"
+    app = answering("200 OK", [("X-Request-ID", "mine")], list)
+    with serving(app) as running, running.connect() as client:
+        assert client.get("/").header("X-Request-ID") == "mine"
 
 
 def test_a_log_entry_says_what_happened(echoing: Running) -> None:
@@ -807,7 +810,7 @@ def test_a_client_that_takes_nothing_of_its_response_is_cut_off() -> None:
         finally:
             closed.set()
 
-    with serving(lambda e, s: (s("200 OK", []), blocks())[1], timeouts_response="0.2s") as running:
+    with serving(answering("200 OK", [], blocks), timeouts_response="0.2s") as running:  # noqa: SIM117
         with running.connect() as client:
             client.send(GET)
             assert closed.wait(PATIENCE_S)
@@ -885,7 +888,7 @@ def test_a_head_at_the_cap_is_served_and_one_past_it_is_not(
 
 
 def test_past_the_cap_a_connection_waits_until_another_one_ends() -> None:
-    with serving(echo, limits_connections=2) as running:
+    with serving(echo, limits_connections=2) as running:  # noqa: SIM117
         with running.connect() as first, running.connect() as second, running.connect() as third:
             assert first.get("/1").body == b"GET /1 "
             assert second.get("/2").body == b"GET /2 "
@@ -914,8 +917,8 @@ def test_a_full_queue_says_503_and_keeps_the_connection() -> None:
         response = late.get("/")
         assert (response.status, response.header("Retry-After"), response.header("Connection")) == (503, "1", None)
         release.set()
-        assert late.get("/again").body == b"GET /again "
         assert busy.response().body == waiting.response().body == b"GET / "
+        assert late.get("/again").body == b"GET /again "
 
 
 def test_413_can_be_read_while_the_client_still_sends_5_mb() -> None:
@@ -1020,7 +1023,7 @@ class Bench:
 def test_a_response_that_finishes_while_what_was_before_it_is_flushed_is_sent_whole() -> None:
     bench = Bench(room=10)
     bench.connection.write(b"a" * 20)
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     bench.wire.room = 10 + 5
     # The I/O thread has sent all there was, and is about to look elsewhere; the worker finishes now.
     bench.board.meanwhile = lambda: bench.finish(b"b" * 20, keep_alive=False)
@@ -1028,7 +1031,7 @@ def test_a_response_that_finishes_while_what_was_before_it_is_flushed_is_sent_wh
     assert bench.wire.ended == [], "the connection was ended with a part of the response unsent"
     assert bench.reports == [], "it was reported as over"
     bench.wire.room = 1000
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     bench.connection.on_writable(0.0)
     assert bench.wire.sent == b"a" * 20 + b"b" * 20
     assert bench.reports == [0]
@@ -1036,7 +1039,7 @@ def test_a_response_that_finishes_while_what_was_before_it_is_flushed_is_sent_wh
 
 def test_a_late_wake_does_not_end_a_connection_whose_last_response_is_being_sent() -> None:
     bench = Bench()
-    bench.wire.meanwhile = lambda: bench.connection.resume(0.0)  # asked for by the request before
+    bench.wire.meanwhile = lambda: bench.connection.settle(0.0)  # asked for by the request before
     bench.finish(b"answer", keep_alive=False)
     assert bench.wire.sent == b"answer"
     assert bench.reports == [0]
@@ -1047,7 +1050,7 @@ def test_the_end_of_the_clients_stream_does_not_cut_a_response_that_is_being_sen
     bench.wire.meanwhile = lambda: bench.receive(b"")
     bench.finish(b"0123456789", keep_alive=True)
     bench.wire.room = 100
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     bench.connection.on_writable(0.0)
     assert bench.wire.sent == b"0123456789"
 
@@ -1055,11 +1058,11 @@ def test_the_end_of_the_clients_stream_does_not_cut_a_response_that_is_being_sen
 def test_a_response_cut_by_reset_is_never_ended_in_order_first() -> None:
     bench = Bench(room=5)
     bench.connection.write(b"0123456789")
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     bench.connection.abort(reset=True)
     bench.wire.room = 100
     bench.connection.on_writable(0.0)  # the socket became writable in the turn that the worker cut it
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     assert bench.wire.ended == ["reset"]
 
 
@@ -1068,7 +1071,7 @@ def test_the_end_of_the_clients_stream_does_not_end_a_cut_response_in_order() ->
     bench.connection.write(b"half")
     bench.connection.abort(reset=True)
     bench.receive(b"")
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     assert bench.wire.ended == ["reset"]
 
 
@@ -1076,7 +1079,7 @@ def test_the_cost_of_a_slow_reader_is_linear_in_what_it_reads() -> None:
     bench = Bench(room=0)
     size = 4 << 20
     bench.finish(b"x" * size, keep_alive=True)
-    bench.connection.resume(0.0)
+    bench.connection.settle(0.0)
     while bench.connection.unsent:
         bench.wire.room = 16384
         bench.wire.sent = b""
@@ -1088,7 +1091,7 @@ def test_progress_counts_also_while_the_worker_adds_to_it() -> None:
     bench = Bench(room=10, timeouts_response="10s")
     connection = bench.connection
     connection.write(b"a" * 100)
-    connection.resume(0.0)
+    connection.settle(0.0)
     lock, added = connection.lock, []
 
     class Contended:

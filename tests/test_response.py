@@ -28,7 +28,9 @@ SENT: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["HTTP/1.1 200 OK", "x-B: 2", "X-a: 1", "x-b: 3", "Date: now", "X-Request-ID: id"],
     ),
     "a date of the app's own": ({"headers": [("DATE", "x")]}, ["HTTP/1.1 200 OK", "DATE: x", "X-Request-ID: id"]),
-    "an id of the app's own": ({"headers": [("x-request-id", "x")]}, ["HTTP/1.1 200 OK", "x-request-id: x", "Date: now"]),
+    "an id of the app's own": (
+        {"headers": [("x-request-id", "x")]}, ["HTTP/1.1 200 OK", "x-request-id: x", "Date: now"]
+    ),
     "chunks": (
         {"chunked": True}, ["HTTP/1.1 200 OK", "Date: now", "X-Request-ID: id", "Transfer-Encoding: chunked"]
     ),

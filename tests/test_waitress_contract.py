@@ -1,4 +1,4 @@
-"""Everything of waitress that `hardserve/edge/parsing.py` leans on, and nothing else: an upgrade that moves it fails here."""
+"""Everything of waitress that `hardserve/edge/parsing.py` leans on: an upgrade that moves any of it fails here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_these_are_all_the_names_that_are_imported() -> None:
             ChunkedReceiver,
             FixedStreamReceiver,
             BadRequest,
-        )  # fmt: skip
+        )
     }
     assert Path(parsing.__file__).is_relative_to(Path(hardserve.__file__).parent)
 

@@ -36,7 +36,7 @@ WAITRESS: dict[str, tuple[str, str]] = {
     "the status line repeats the client's version": (
         "test_http.test_a_response_says_1_1_and_when_it_was_made",
         (
-            "Always HTTP/1.1: a server states the highest version it conforms to (RFC 9110 2.5, 6.2); what a 1.0 client "
+            "Always HTTP/1.1, the highest version it conforms to (RFC 9110 2.5, 6.2); what a 1.0 client "
             "cannot read (chunks, 100) it is never sent."
         ),
     ),
@@ -58,7 +58,7 @@ WAITRESS: dict[str, tuple[str, str]] = {
     "a chunk extension with an empty value is 400": (
         "test_wsgi.test_a_chunk_extension_with_an_empty_value_is_ignored",
         (
-            "Ignored, as RFC 9112 7.1.1 asks for what is not understood; it cannot move a boundary, since CR and LF may not "
+            "Ignored, as RFC 9112 7.1.1 asks for what is not understood; it moves no boundary, since CR and LF may not "
             "stand in it and its length is capped."
         ),
     ),

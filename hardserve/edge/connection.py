@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 READ_BYTES = 65536
 # What a refused client may still send while it reads its answer, before it is cut off.
-LINGER_BYTES = 1 << 20
+LINGER_BYTES = 64 << 20
 # How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
 # to close, where closing at once would lose a request that is already on its way.
 DRAIN_IDLE_S = 0.5

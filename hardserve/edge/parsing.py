@@ -198,7 +198,7 @@ class Request(HTTPRequestParser):
                 value = f"{headers[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
             headers[key] = value
         self._settle_connection(headers.get("HTTP_CONNECTION"))
-        self._settle_host(headers.get("HTTP_HOST"))
+        self._settle_host(headers)
         self._settle_body(headers)
         self._settle_request_id(headers)
 
@@ -259,7 +259,7 @@ class Request(HTTPRequestParser):
     def _other_form(self, target: bytes) -> bytes:
         """Reduce an absolute-form or asterisk-form target (RFC 9112 3.2.2, 3.2.4) to origin form."""
         if target == b"*" and self.command == "OPTIONS":
-            return b"*"
+            return b""  # the server as a whole; a WSGI path is empty or begins with a slash
         match = _ABSOLUTE.fullmatch(target)
         if match is None or not _HOST.fullmatch(match[1]):
             raise _MalformedError(refusals.BAD_TARGET)
@@ -275,13 +275,16 @@ class Request(HTTPRequestParser):
         options = {option.strip(" \t").lower() for option in connection.split(",")}
         self.keep_alive = "close" not in options and (self.version == "1.1" or "keep-alive" in options)
 
-    def _settle_host(self, host: str | None) -> None:
+    def _settle_host(self, headers: dict[str, str]) -> None:
         """Hold a request to one host (RFC 9112 3.2): missing is an error on 1.1, and two must agree."""
+        host = headers.get("HTTP_HOST")
         if not host and (self.version == "1.1" or host is not None):
             raise _MalformedError(refusals.BAD_HOST)
         authority = self.proxy_netloc
         if authority and host and authority.lower() != host.lower():
             raise _MalformedError(refusals.BAD_HOST)
+        if authority:
+            headers["HTTP_HOST"] = authority
 
     def _settle_body(self, headers: dict[str, str]) -> None:
         """Decide where the body ends (RFC 9112 6.3) and what will collect it."""

@@ -6,7 +6,9 @@ marked. It does not know the connection.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hardserve.protocol import REASONS
 
@@ -22,6 +24,7 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 BODILESS = frozenset({"204", "304"})
 
 
@@ -58,7 +61,7 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
     for name, value in headers:
         if type(name) is not str or type(value) is not str:
             raise BadResponseError(f"the header {(name, value)!r} is not a pair of str")
-        key = name.lower()
+        key = _field_key(name)
         if key == "content-length":
             _take_length(head, value)
             continue
@@ -70,6 +73,14 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
             head.has_request_id = True
         head.lines.append(f"{name}: {value}")
     return head
+
+
+@lru_cache(maxsize=512)
+def _field_key(name: str) -> str:
+    """Return a field name in lower case. Remembered, because an app sets the same few for every response."""
+    if not _TOKEN.fullmatch(name):
+        raise BadResponseError(f"the header name {name!r} is not a token (RFC 9110 5.1)")
+    return name.lower()
 
 
 def _take_length(head: Head, value: str) -> None:
