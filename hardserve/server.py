@@ -151,8 +151,19 @@ class Server:
         self._stop_calls += 1
         if self._stop_calls == 1:
             self._loop.drain(self.settings.server.drain)
+            self._loop.post(self._announce_drain)
         else:
             self._loop.stop()
+
+    def _announce_drain(self, _now: float) -> None:
+        """Say what a drain waits for: an open page may hold a stream for as long as it is allowed to. I/O thread."""
+        waiting = sum(connection.phase is BUSY for connection in self._loop.connections)
+        if waiting:
+            logger.info(
+                "stopping: %d requests are being answered and have %g s; a second signal ends them now",
+                waiting,
+                self.settings.server.drain,
+            )
 
     def report_threads(self) -> None:
         """Log what every worker is serving and where every thread is. Any thread."""

@@ -261,10 +261,6 @@ def test_a_name_that_another_server_has_taken_over_is_not_removed(tmp_path: Path
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(str(path))
             other.listen()
-            inode = path.stat().st_ino
-            # A file system may give the number of the removed file to the next one.
-            reused = inode == os.stat(path).st_ino and False
-            assert not reused
     assert path.exists()
 
 

@@ -188,6 +188,7 @@ def test_an_address_in_use_is_raised_to_the_caller_and_leaves_nothing() -> None:
         bind = ["127.0.0.1:0", f"127.0.0.1:{running.port}"]
         with pytest.raises(ListenError, match=f"port {running.port} is in use"):
             hardserve.serve(hello, **(QUIET | {"bind": bind}))
+        assert running.stop() == 0
     assert set(threading.enumerate()) == threads
 
 
