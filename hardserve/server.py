@@ -126,25 +126,26 @@ class Server:
         self._workers.start()
         if ready is not None:
             self._loop.post(lambda _now: ready(self))
-        self._loop.run(ctx)
-        return self._end()
+        try:
+            self._loop.run(ctx)
+        finally:
+            self._end()
+        return 1 if self._stop_calls > 1 else 0
 
-    def _end(self) -> int:
-        at_once = self._stop_calls > 1
+    def _end(self) -> None:
+        """Cut what is left, and say what that is."""
+        now = time.monotonic()
         for worker in self._workers.busy():
-            if worker.job is not None:
-                connection, request = worker.job
-                if connection.phase is BUSY:
-                    logger.warning(
-                        "cut after %.1f s: %r of %s", time.monotonic() - request.started, request, connection.peer[0]
-                    )
-        cut = sum(connection.phase is BUSY for connection in self._loop.connections)
-        if cut:
-            logger.warning("%d requests were cut, waiting or in progress", cut)
+            job = worker.job  # which may be over by now
+            if job is not None and job[0].phase is BUSY:
+                logger.warning("cut after %.1f s: %r of %s", now - job[1].started, job[1], job[0].peer[0])
+        # Their clients are told that they failed, and may repeat them elsewhere: they must not be begun here.
+        dropped = self._workers.discard()
+        if dropped:
+            logger.warning("%d requests that no worker had begun were cut", dropped)
+        cut = any(connection.phase is BUSY for connection in self._loop.connections)
         self._loop.close()
-        if not at_once:
-            self._workers.stop(time.monotonic() + (0.1 if cut else LAST_WORDS_S))
-        return 1 if at_once else 0
+        self._workers.stop(now if cut or self._stop_calls > 1 else now + LAST_WORDS_S)
 
     def stop(self) -> None:
         """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""

@@ -354,8 +354,8 @@ def test_an_idle_connection_does_not_hold_up_the_exit() -> None:
         client.get("/")
         before = time.monotonic()
         assert running.stop() == 0
-        # Half a second for a request that is on its way, and a slot of the wheel.
-        assert time.monotonic() - before < 1.0
+        # A second for a request that is on its way, and a slot of the wheel.
+        assert time.monotonic() - before < 1.6
         assert client.receive_all() == b""
 
 
@@ -431,7 +431,7 @@ def test_a_client_that_reads_slowly_gets_everything(keep_alive: bool) -> None:
 
 def test_what_takes_longer_than_the_drain_is_cut_and_named(caplog: pytest.LogCaptureFixture) -> None:
     app = Gated()
-    with caplog.at_level(logging.WARNING, "hardserve"), serving(app, threads=1, server_drain=0.1) as running:
+    with caplog.at_level(logging.WARNING, "hardserve"), serving(app, threads=1, drain=0.1) as running:
         with running.connect() as client, running.connect() as waiting:
             client.send(b"GET /gated?secret HTTP/1.1\r\nHost: test\r\n\r\n")
             assert app.entered.acquire(timeout=PATIENCE_S)
@@ -459,7 +459,7 @@ def test_half_a_response_that_only_ends_with_its_connection_is_not_taken_for_all
         assert end.wait(PATIENCE_S)
         yield b" and half"
 
-    with serving(app, server_drain=0.1 if how == "drain time is over" else 20) as running, running.connect() as client:
+    with serving(app, drain=0.1 if how == "drain time is over" else 20) as running, running.connect() as client:
         client.send(b"GET / HTTP/1.0\r\n\r\n")
         client.receive_until(b"half")
         running.server.stop()
@@ -508,7 +508,7 @@ def test_a_request_that_was_cut_before_it_was_begun_is_not_begun() -> None:
         begun.append(environ["PATH_INFO"])
         return app(environ, start_response)
 
-    with serving(counting, threads=1, server_drain=0.05) as running:
+    with serving(counting, threads=1, drain=0.05) as running:
         with running.connect() as client, running.connect() as waiting:
             client.send(b"GET /gated HTTP/1.1\r\nHost: test\r\n\r\n")
             assert app.entered.acquire(timeout=PATIENCE_S)

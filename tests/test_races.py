@@ -310,6 +310,21 @@ def test_a_slow_reader_is_held_to_its_progress_not_to_the_idle_time() -> None:
     assert rig.connection.deadline() > rig.now
 
 
+def test_a_slow_reader_has_its_idle_time_after_the_drain_began_too() -> None:
+    """It was not told to close, and may send its next request when it has read the answer."""
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.finish(b"answer")
+    rig.settles()
+    rig.ctx.draining = True
+    rig.connection.begin_drain(rig.now)
+    rig.now += 2
+    rig.flush()
+    assert rig.connection.phase is IDLE
+    assert rig.now < rig.connection.deadline() < rig.now + 1
+
+
 def test_a_stream_that_is_cut_for_not_being_read_has_its_app_told() -> None:
     rig = Rig(timeouts_response=1, timeouts_abandoned=1)
     rig.arrives(GET)

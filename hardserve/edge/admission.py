@@ -47,6 +47,7 @@ class Acceptor:
         self._open_connections = open_connections
         self._admitted = admitted
         self._accepting = False
+        self._finishing = False
         self._again_at = 0.0
         self._complained_at = float("-inf")
 
@@ -59,6 +60,9 @@ class Acceptor:
 
     def resume(self, now: float) -> None:
         """Accept again, if whatever stopped it is over. Called every turn."""
+        if self._finishing:
+            self._take_the_rest(now)
+            return
         if self._accepting or not self._listeners or now < self._again_at:
             return
         if self._open_connections() >= self._max_connections:
@@ -77,11 +81,12 @@ class Acceptor:
     def _accept(self, listener: Listener, now: float) -> None:
         self._accept_up_to(ACCEPTS_PER_TURN, listener, now)
 
-    def _accept_up_to(self, count: int, listener: Listener, now: float) -> None:
+    def _accept_up_to(self, count: int, listener: Listener, now: float) -> bool:
+        """Accept at most `count` connections; return whether no more of them wait."""
         for _ in range(count):
             if self._open_connections() >= self._max_connections:
                 self._pause(0.0)
-                return
+                return False
             try:
                 accepted, address = listener.socket.accept()
                 accepted.setblocking(False)
@@ -92,22 +97,40 @@ class Acceptor:
                     # A response leaves when it is sent, not when the client acknowledges the one before.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except (BlockingIOError, InterruptedError):
-                return
+                return True
             except OSError as error:
                 if error.errno in NO_RESOURCES:
                     self._pause(now + PAUSE_S)
                     if now - self._complained_at >= COMPLAINT_INTERVAL_S:
                         self._complained_at = now
                         logger.error("cannot accept: %s; %d are open", error, self._open_connections())  # noqa: TRY400  # no bug
-                    return
+                    return False
                 continue  # this one broke before it was taken (ECONNABORTED and its like)
             self._admitted(accepted, peer, listener, now)
+        return False
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called, and nothing waits in the kernel's queue any more."""
+        return self._finishing and not self._listeners
 
     def finish(self, now: float) -> None:
-        """Take in every connection that already waits, then close the listeners for good."""
+        """Let no new connection in, but take those that wait already; as others end, where the cap is reached."""
         self._pause(0.0)
+        self._finishing = True
         for listener in self._listeners:
             listener.quiesce()
-            self._accept_up_to(self._max_connections, listener, now)
+        self._take_the_rest(now)
+
+    def _take_the_rest(self, now: float) -> None:
+        for listener in list(self._listeners):
+            if self._accept_up_to(self._max_connections, listener, now):
+                listener.close()
+                self._listeners.remove(listener)
+
+    def close(self) -> None:
+        """Close the listeners, whoever waits. For good."""
+        for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        self._finishing = True

@@ -60,7 +60,7 @@ READ_BYTES = 65536
 LINGER_BYTES = 64 << 20
 # How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
 # to close, where closing at once would lose a request that is already on its way.
-DRAIN_IDLE_S = 0.5
+DRAIN_IDLE_S = 1.0
 
 
 class Phase(Enum):
@@ -143,7 +143,7 @@ class Connection:
         self.lingered = 0
         # For one response.
         self.write_deadline = math.inf
-        self.unsent: deque[bytes | Report] | None = None  # each response's last bytes are followed by its report
+        self.unsent: deque[memoryview | Report] | None = None  # each response's last bytes are followed by its report
         self.unsent_bytes = 0
         self.drained: threading.Condition | None = None  # where a worker waits for `unsent` to shrink
         self.open_ended = False  # a response whose end only the app knows
@@ -292,24 +292,28 @@ class Connection:
 
     def on_writable(self, now: float) -> None:
         """Send what the socket takes of what is unsent. I/O thread."""
-        left = self.unsent_bytes
         reports: list[Report] = []
+        progress = 0
         try:
             with self.lock:
-                self._flush(reports)
+                progress = self._flush(reports)
         except OSError:
             self.close()
         for report in reports:
             report(0)
-        if self.unsent_bytes < left:
+        if progress:
             self.write_deadline = now + self._ctx.settings.timeouts.response
         self.settle(now)
 
-    def _flush(self, reports: list[Report]) -> None:
-        """Send from the front of `unsent`; add what waits for the end of a response. Holds the lock; raises OSError."""
+    def _flush(self, reports: list[Report]) -> int:
+        """Send from the front of `unsent` and return how many bytes; add the reports that are due to `reports`.
+
+        The caller holds the lock. Raises OSError.
+        """
+        before = self.unsent_bytes
         while self.unsent:
             item = self.unsent[0]
-            if isinstance(item, bytes):
+            if isinstance(item, memoryview):
                 sent = self.transport.send(item)
                 self.unsent_bytes -= sent
                 if sent < len(item):
@@ -320,6 +324,7 @@ class Connection:
             self.unsent.popleft()
         if self.drained is not None and self.unsent_bytes <= self._ctx.settings.limits.response_buffer // 2:
             self.drained.notify()
+        return before - self.unsent_bytes
 
     def settle(self, now: float) -> None:
         """Do what follows from what a worker, or the client, has done to this connection. I/O thread."""
@@ -413,8 +418,10 @@ class Connection:
         self._ctx.poller.closed(self)
         with self.lock:
             busy = self.phase is BUSY
+            # Half a response must not look like a whole one, and its end may be all that marks it as such.
+            halfway = bool(self.unsent) or (busy and self.abandon is not None)
             self.phase = CLOSED
-            self.transport.close(reset=reset)
+            self.transport.close(reset=reset or halfway)
             unsent, self.unsent = self.unsent, None
             if self.drained is not None:
                 self.drained.notify()
@@ -427,10 +434,10 @@ class Connection:
             self.read_deadline = math.inf
             self._begin_abandoning(monotonic())
 
-    def _report_unsent(self, unsent: Iterable[bytes | Report]) -> None:
+    def _report_unsent(self, unsent: Iterable[memoryview | Report]) -> None:
         count = 0
         for item in unsent:
-            if isinstance(item, bytes):
+            if isinstance(item, memoryview):
                 count += len(item)
             else:
                 item(count)
@@ -445,15 +452,16 @@ class Connection:
 
     def _send_or_keep(self, data: bytes) -> None:
         """Send what the socket takes and keep the rest. The caller holds the lock; raises OSError."""
+        sent = 0
         if not self.unsent:
             sent = self.transport.send(data)
             if sent == len(data):
                 return
-            data = data[sent:]
             if self.unsent is None:
                 self.unsent = deque()
-        self.unsent.append(data)
-        self.unsent_bytes += len(data)
+        # A view, because a rest that shrinks by what the client reads would else be copied each time.
+        self.unsent.append(memoryview(data)[sent:])
+        self.unsent_bytes += len(data) - sent
 
     def client_gone(self) -> bool:
         """Return whether nobody seems to be left to read the response. Any thread."""

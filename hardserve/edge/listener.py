@@ -24,6 +24,9 @@ SO_ATTACH_FILTER = 26  # linux/asm-generic; the socket module has no name for it
 _DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
+_FD_ADVICE = "it must be a listening stream socket that the parent process passed on"
+
+
 class ListenError(Exception):
     """An address cannot be listened on. The text says which, why, and what to do."""
 
@@ -139,21 +142,29 @@ def _adopt(address: str, number: int, backlog: int) -> Listener:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             raise ListenError(f"cannot listen on {address}: that descriptor is not a socket")
         inherited = socket.socket(fileno=os.dup(number))
-        if inherited.type != socket.SOCK_STREAM:
-            raise ListenError(f"cannot listen on {address}: that socket is not a stream socket")
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}; {_FD_ADVICE}") from None
+    if inherited.type != socket.SOCK_STREAM:
+        inherited.close()
+        raise ListenError(f"cannot listen on {address}: that socket is not a stream socket; {_FD_ADVICE}")
+    try:
         if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             inherited.listen(backlog)
         inherited.setblocking(False)
     except OSError as error:
-        raise ListenError(
-            f"cannot listen on {address}: {error.strerror}; descriptor {number} must be a listening "
-            " socket that the parent process passed on"
-        ) from None
+        inherited.close()
+        raise ListenError(f"cannot listen on {address}: {error.strerror}; {_FD_ADVICE}") from None
     return Listener(address, inherited)
 
 
 def _open_unix(address: str, parsed: UnixAddress, backlog: int) -> Listener:
+    try:
+        uid = -1 if parsed.user is None else _number(parsed.user, lambda name: pwd.getpwnam(name).pw_uid)
+        gid = -1 if parsed.group is None else _number(parsed.group, lambda name: grp.getgrnam(name).gr_gid)
+    except KeyError as error:
+        raise ListenError(f"cannot listen on {address}: {error.args[0]}") from None
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    is_ours = False
     try:
         _remove_stale(parsed.path)
         # Nobody may connect between bind and chmod: the mode is right from the first moment.
@@ -163,17 +174,15 @@ def _open_unix(address: str, parsed: UnixAddress, backlog: int) -> Listener:
         finally:
             if mask is not None:
                 os.umask(mask)
-        if parsed.user or parsed.group:
-            uid = -1 if parsed.user is None else _number(parsed.user, lambda name: pwd.getpwnam(name).pw_uid)
-            gid = -1 if parsed.group is None else _number(parsed.group, lambda name: grp.getgrnam(name).gr_gid)
+        is_ours = True
+        if (uid, gid) != (-1, -1):
             os.chown(parsed.path, uid, gid)
         bound.listen(backlog)
         bound.setblocking(False)
-    except KeyError as error:
-        bound.close()
-        raise ListenError(f"cannot listen on {address}: {error.args[0]}") from None
     except OSError as error:
         bound.close()
+        if is_ours:
+            os.unlink(parsed.path)
         in_use = error.errno == errno.EADDRINUSE
         reason = "the socket is in use by another program" if in_use else error.strerror
         raise ListenError(f"cannot listen on {address}: {reason}") from None
@@ -190,7 +199,10 @@ def _remove_stale(path: str) -> None:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # a server that is too busy to accept is there all the same
             try:
                 probe.connect(path)
             except ConnectionRefusedError:
                 os.unlink(path)
+            except BlockingIOError:
+                return

@@ -131,7 +131,9 @@ class Loop:
                     self._give_up(target)
             self._do_posted(now)
             self._end_late(now)
-            if self._drain_until is not None and (not self.connections or now >= self._drain_until):
+            if self._drain_until is not None and (
+                now >= self._drain_until or (self._acceptor.finished and not self.connections)
+            ):
                 return
 
     def _do_posted(self, now: float) -> None:
@@ -181,10 +183,8 @@ class Loop:
 
     def close(self) -> None:
         """Close every connection and everything else the loop holds. After `run`."""
+        self._acceptor.close()
         for connection in list(self.connections):
-            connection.close()
-        self._acceptor.finish(time.monotonic())
-        for connection in list(self.connections):  # taken from the queue just now
             connection.close()
         self._selector.close()
         self._wake_receiver.close()

@@ -30,7 +30,7 @@ class Transport(Protocol):
         Raises OSError when the connection is broken.
         """
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         """Send what fits now and return how many bytes that was, 0 for none. Raises OSError when broken."""
 
     def shutdown_write(self) -> None:
@@ -102,9 +102,9 @@ class PlainTransport:
         except (BlockingIOError, InterruptedError):
             return None
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         try:
-            if len(data) <= HELD_BYTES:
+            if type(data) is bytes and len(data) <= HELD_BYTES:
                 return self._held.send(self._socket.fileno(), data)
             return self._socket.send(data)
         except (BlockingIOError, InterruptedError):

@@ -138,6 +138,16 @@ class Workers(Generic[JobT]):
         """Return the workers that are on a request. Any thread."""
         return [worker for worker in self.workers if worker.job is not None]
 
+    def discard(self) -> int:
+        """Drop what no worker has taken yet; return how much that was. Any thread."""
+        dropped = 0
+        while True:
+            try:
+                self.take()
+            except IndexError:
+                return dropped
+            dropped += 1
+
     def stop(self, until: float) -> bool:
         """Let the workers finish what is queued and end; return whether all had by `until` (monotonic seconds).
 
