@@ -125,9 +125,7 @@ class Rig:
             log_refusal=lambda *_: None,
         )
         self.now = time.monotonic()  # what `finish` and `write` take for now
-        self.connection = Connection(
-            self.ctx, self.transport, ("192.0.2.1", 1), cast(Listener, None), self.now
-        )
+        self.connection = Connection(self.ctx, self.transport, ("192.0.2.1", 1), cast(Listener, None), self.now)
         self.wheel.watch(self.connection, self.now)
 
     def _dispatch(self, connection: Connection, request: Request) -> None:
@@ -316,7 +314,7 @@ def test_a_slow_reader_has_its_idle_time_after_the_drain_began_too() -> None:
     rig.arrives(GET)
     rig.transport.room = 3
     rig.finish(b"answer")
-    rig.settles()
+    rig.resumes()
     rig.ctx.draining = True
     rig.connection.begin_drain(rig.now)
     rig.now += 2

@@ -45,9 +45,10 @@ class HeldCalls:
 
     `socket.recv` and `socket.send` let go of the lock, although on a non-blocking socket they return in microseconds.
     Somebody else takes it then, and getting it back costs a sleep and a wake-up on each side: with a 50 µs app, that is
-    a quarter of all the time. Called through `ctypes.PyDLL` they keep it, so that the I/O thread reads everything that
-    is ready, and a worker goes from one request to the next, without a change of threads. tests/bench/held_calls.py
-    shows what it buys. Larger pieces take long enough to copy that other threads had better run meanwhile.
+    a tenth of all requests a second (python -m tests.bench --parts hello --only hardserve,without-held-calls). Called
+    through `ctypes.PyDLL` they keep it: the I/O thread reads everything that is ready, and a worker goes from one
+    request to the next, without a change of threads. Larger pieces take long enough to copy that others had better run
+    meanwhile.
     """
 
     __slots__ = ("_address", "_recv", "_send", "_view")

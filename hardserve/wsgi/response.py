@@ -59,7 +59,7 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
         status = f"{code} {REASONS.get(int(code), '')}"
     head = Head(status, [], None, code in BODILESS or method == "HEAD", False, False)
     for name, value in headers:
-        if type(name) is not str or type(value) is not str:
+        if not (isinstance(name, str) and isinstance(value, str)):
             raise BadResponseError(f"the header {(name, value)!r} is not a pair of str")
         key = _field_key(name)
         if key == "content-length":

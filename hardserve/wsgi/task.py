@@ -170,6 +170,8 @@ class Task:
                     break
                 if block:
                     self._send_block(block, blocks)
+                elif type(block) is not bytes:
+                    raise BadResponseError(f"the app yielded {block!r}, not bytes")
                 if self._head is not None and self._head.bodiless:
                     break  # nothing that could follow would be sent (RFC 9110 9.3.2)
             self._end()

@@ -22,7 +22,7 @@ from statistics import median
 
 from . import report, wrk
 from .idle import idle_clients
-from .peers import APP_DIRECTORY, OURS, REPOSITORY, SERVERS, Run, Server, program
+from .peers import ABLATIONS, APP_DIRECTORY, OURS, REPOSITORY, SERVERS, Run, Server, program
 from .process import Running, StartError, environment, free_port, machine_busy_s, running
 from .report import SLEEP_S, SLEEP_THREADS, Results, Sample
 
@@ -229,7 +229,8 @@ def _arguments() -> argparse.Namespace:
     )
     servers, parts = list(SERVERS), ["hello", "sleep", "idle"]
     option = parser.add_argument
-    option("--servers", "--only", type=_names(servers), default=servers, metavar="A,B", help="only these")
+    usual = [name for name in servers if name not in ABLATIONS]
+    option("--servers", "--only", type=_names(servers), default=usual, metavar="A,B", help="only these")
     option("--parts", type=_names(parts), default=parts, metavar="A,B", help=f"of {','.join(parts)}")
     option("--seconds", type=int, help="of load in one sample (default 4)")
     option("--rounds", type=int, help="how often all is repeated (default 5; sleep and idle at most 3)")

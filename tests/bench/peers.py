@@ -84,6 +84,14 @@ def _hardserve(run: Run) -> list[list[str]]:
     return [command + (["--threads", str(run.threads)] if run.threads else [])]
 
 
+def _without(optimisation: str) -> Callable[[Run], list[list[str]]]:
+    def commands(run: Run) -> list[list[str]]:
+        ((python, _, _, *options),) = _hardserve(run)
+        return [[python, "-m", "tests.bench.without", optimisation, *options]]
+
+    return commands
+
+
 def _waitress(run: Run) -> list[list[str]]:
     command = [sys.executable, "-m", "waitress", f"--listen={run.address}", f"--threads={run.threads or 4}"]
     if run.idle:
@@ -173,6 +181,14 @@ http {{
 
 
 OURS = "hardserve"
+# Measured only when named: they are no peers.
+ABLATIONS = {
+    f"without-{optimisation}": Server(f"without-{optimisation}", note, ("hardserve",), "access", _without(optimisation))
+    for optimisation, note in (
+        ("held-calls", "recv and send let go of the interpreter lock"),
+        ("patience", "a worker is woken for every request"),
+    )
+}
 
 SERVERS = {
     server.name: server
@@ -213,4 +229,4 @@ SERVERS = {
             _behind_nginx("--workers", "3", keepalive=False),
         ),
     )
-}
+} | ABLATIONS
