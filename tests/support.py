@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.options import from_keywords
@@ -120,7 +120,7 @@ class Client:
         self.socket = connected
         self._buffer = b""
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -214,11 +214,11 @@ class Gated:
         return hello(environ, start_response)
 
 
-def await_refusal(running: Running) -> None:
-    """Return when the server takes no connection any more: it drains."""
+def await_drain(running: Running) -> None:
+    """Return when the server takes no new connection and tells clients to close."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
-        if running.server._loop._drain_until is not None:
+        if running.server._loop._ctx.draining:
             return
         time.sleep(0.001)
     pytest.fail("it does not drain")
@@ -226,7 +226,7 @@ def await_refusal(running: Running) -> None:
 
 def stop(running: Running) -> None:
     running.server.stop()
-    await_refusal(running)
+    await_drain(running)
 
 
 def test_a_request_in_progress_is_answered_and_told_to_close() -> None:

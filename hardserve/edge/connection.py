@@ -362,7 +362,7 @@ class Connection:
     def _is_over(self) -> bool:
         """Return whether a client that sends no more has been answered all that it asked."""
         with self.lock:
-            return self.phase not in (BUSY, LINGER, CLOSED) and not self.unsent
+            return not self.ahead and self.phase not in (BUSY, LINGER, CLOSED) and not self.unsent
 
     def _linger(self, now: float) -> None:
         """Let the client read the last answer: closing with unread bytes would reset it (RFC 9112 9.6)."""
@@ -393,7 +393,7 @@ class Connection:
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""
         with self.lock:
-            if self.phase is IDLE:
+            if self.phase is IDLE and not self.unsent:
                 self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
         # A busy one will be given a shorter deadline by `finish` than the one it is filed under.
         self._ctx.poller.watch(self, now)
