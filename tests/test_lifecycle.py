@@ -244,14 +244,14 @@ def test_what_outlasts_the_drain_is_cut_and_named_and_the_exit_is_0(start: Start
     assert "Traceback" not in process.said
 
 
-def test_an_idle_connection_holds_up_the_exit_for_less_than_a_second(start: Start) -> None:
+def test_an_idle_connection_does_not_hold_up_the_exit_for_long(start: Start) -> None:
     process = start()
     with process.connect() as client:
         client.get("/")
         before = time.monotonic()
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
-        assert time.monotonic() - before < 1.5  # 0.75 s, and the time that Python takes to exit
+        assert time.monotonic() - before < 3  # 1.25 s, and the time that Python takes to exit
 
 
 def test_sighup_reopens_the_logs_and_serves_on(start: Start) -> None:
