@@ -83,7 +83,7 @@ class Server:
             for listener in self._listeners:
                 listener.close()
             raise
-        self._loop = Loop(self._listeners, self._max_connections(), self._workers.nudge)
+        self._loop = Loop(self._listeners, self._max_connections())
 
     def _max_connections(self) -> int:
         """Return `limits.connections`, or as many as this process may have descriptors for."""

@@ -915,7 +915,7 @@ def test_a_full_queue_says_503_and_keeps_the_connection() -> None:
         busy.send(GET)
         eventually(running.server._workers.busy)
         waiting.send(GET)
-        eventually(lambda: len(running.server._workers._waiting) == 1)
+        eventually(lambda: running.server._workers._waiting.qsize() == 1)
         response = late.get("/")
         assert (response.status, response.header("Retry-After"), response.header("Connection")) == (503, "1", None)
         release.set()

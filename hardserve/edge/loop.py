@@ -28,16 +28,10 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Loop:
-    """Runs connections until told to stop.
+    """Runs connections until told to stop."""
 
-    `nudge` is called once a turn with the time; it returns how soon it wants to be called again, None for whenever.
-    """
-
-    def __init__(
-        self, listeners: Sequence[Listener], max_connections: int, nudge: Callable[[float], float | None]
-    ) -> None:
+    def __init__(self, listeners: Sequence[Listener], max_connections: int) -> None:
         self.connections: set[Connection] = set()
-        self._nudge = nudge
         self._selector = selectors.DefaultSelector()
         self._deadlines = Deadlines()
         self._held_calls = HeldCalls()
@@ -162,12 +156,13 @@ class Loop:
     def _wait_s(self, now: float) -> float | None:
         if self._woken or self._posted:
             return 0.0
-        wait_s = self._nudge(now)
-        for other in (self._deadlines.wait_s(now), self._acceptor.wait_s(now)):
-            if other is not None and (wait_s is None or other < wait_s):
-                wait_s = other
+        wait_s = self._deadlines.wait_s(now)
+        accept_s = self._acceptor.wait_s(now)
+        if accept_s is not None and (wait_s is None or accept_s < wait_s):
+            wait_s = accept_s
         if self._drain_until is not None:
-            wait_s = min(self._drain_until - now if wait_s is None else wait_s, max(0.0, self._drain_until - now))
+            drain_s = max(0.0, self._drain_until - now)
+            wait_s = drain_s if wait_s is None else min(wait_s, drain_s)
         return wait_s
 
     def _clear_wake(self, _now: float) -> None:

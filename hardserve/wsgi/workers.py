@@ -1,27 +1,17 @@
-"""The threads that run the app, and how work reaches them.
+"""The threads that run the app, and the queue in front of them.
 
-A request goes into a deque; that is all a busy worker needs to find it. What costs is waking a sleeping one. Threads
-that all want the interpreter lock make each other slower: with a 50 µs app, four workers that wake for every request
-answer 10% fewer requests than one that never sleeps. So a worker is woken only
-
-* when none is awake, at once;
-* when nothing has been taken for `STALL_S` although something waits, because whoever is awake is then doing something
-  long (a query, a template, a sleep). The longer that lasts the more are woken: 1, 2, 4, all.
-
-An app that sleeps therefore gets all its workers within a few milliseconds, and one that computes is not slowed down by
-threads it cannot use. `nudge` decides that, on the I/O thread, once a turn.
-
-Who owns what: both deques are appended to and popped from without a lock, each operation being atomic. A worker with
-nothing to do puts itself into `_idle` and *then* looks at `_waiting` again; the I/O thread appends to `_waiting` and
-*then* looks at `_idle`. One of them sees the other. Whoever takes a worker out of `_idle` owes it one release.
+The queue is `queue.SimpleQueue`: put and get are one call into C each, where waitress's condition variable costs
+several times that, under one lock for all. Waking as few workers as possible instead, because threads that all want the
+interpreter lock slow each other down, was tried and measured: with system calls that keep that lock
+(edge.transport.HeldCalls) it bought nothing, and its bookkeeping cost a twentieth of all requests a second.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -29,19 +19,15 @@ logger = logging.getLogger("hardserve.wsgi")
 
 JobT = TypeVar("JobT")
 
-# Longer than nearly every request of an app that only computes, and short against any wait for another machine.
-STALL_S = 0.00025
-# What the selector can wait at the least.
-NUDGE_INTERVAL_S = 0.001
-
 
 class Worker(Generic[JobT]):
-    """One thread. `job` is what it is on, None while it waits; `since` is when it took it (monotonic seconds)."""
+    """One thread. `job` is what it is on, None while it waits; `since` is when it took it (monotonic seconds).
+
+    Both are written by its own thread and may be read by any, at any moment: read `job` once.
+    """
 
     def __init__(self, pool: Workers[JobT], number: int) -> None:
         self._pool = pool
-        self._wakened = threading.Lock()
-        self._wakened.acquire()
         self.job: JobT | None = None
         self.since = 0.0
         self.thread = threading.Thread(target=self._run, name=f"hardserve-worker-{number}", daemon=True)
@@ -49,29 +35,21 @@ class Worker(Generic[JobT]):
     def __repr__(self) -> str:
         return f"<Worker {self.thread.name} {'idle' if self.job is None else self.job!r}>"
 
-    def wake(self) -> None:
-        self._wakened.release()
-
     def _run(self) -> None:
-        pool, wakened = self._pool, self._wakened
+        take, serve = self._pool.take, self._pool.serve
         while True:
-            try:
-                job = pool.take()
-            except IndexError:
-                if pool.stopping:
-                    return
-                pool.rest(self)
-                wakened.acquire()
-                continue
-            self.since = pool.last_taken = monotonic()
+            job = take()
+            if job is None:
+                return
+            self.since = monotonic()
             self.job = job
             try:
-                pool.serve(job)
+                serve(job)
             except BaseException:
                 # The task answers for the app; this is a bug of ours, and must not cost a worker.
                 logger.exception("worker failed")
             self.job = None
-            del job
+            del job  # its request may hold a temporary file
 
 
 class Workers(Generic[JobT]):
@@ -79,60 +57,24 @@ class Workers(Generic[JobT]):
 
     def __init__(self, count: int, max_waiting: int, serve: Callable[[JobT], None]) -> None:
         self.serve = serve
-        self.stopping = False
-        self.last_taken = 0.0
         self._max_waiting = max_waiting
-        self._waiting: deque[JobT] = deque()
-        self._idle: deque[Worker[JobT]] = deque()
-        self._stalls = 0
+        self._waiting: SimpleQueue[JobT | None] = SimpleQueue()
+        self.take = self._waiting.get
         self.workers = [Worker(self, number) for number in range(1, count + 1)]
-        self.take = self._waiting.popleft
 
     def __repr__(self) -> str:
-        return f"<Workers {len(self.workers)} threads, {len(self._idle)} idle, {len(self._waiting)} waiting>"
+        return f"<Workers {len(self.workers)} threads, {len(self.busy())} busy, {self._waiting.qsize()} waiting>"
 
     def start(self) -> None:
         for worker in self.workers:
             worker.thread.start()
 
     def submit(self, job: JobT) -> bool:
-        """Queue `job`; return False if the queue is full. I/O thread; call `nudge` before the thread next waits."""
-        if len(self._waiting) >= self._max_waiting:
+        """Queue `job`; return False if the queue is full. I/O thread."""
+        if self._waiting.qsize() >= self._max_waiting:
             return False
-        self._waiting.append(job)
+        self._waiting.put(job)
         return True
-
-    def nudge(self, now: float) -> float | None:
-        """Wake workers if what waits needs them; return in how many seconds to ask again. I/O thread."""
-        if not self._waiting or not self._idle:
-            self._stalls = 0
-            return None
-        if len(self._idle) == len(self.workers):
-            self._wake(1)
-            self._stalls = 0
-        elif now - self.last_taken >= STALL_S:
-            self._wake(1 << self._stalls)
-            self._stalls += 1
-        return NUDGE_INTERVAL_S
-
-    def rest(self, worker: Worker[JobT]) -> None:
-        """Note that `worker` is about to wait for its lock. Worker thread."""
-        self._idle.append(worker)
-        if self._waiting or self.stopping:
-            # Something came in between; perhaps nobody saw this worker idle.
-            try:
-                self._idle.remove(worker)
-            except ValueError:
-                return  # somebody did, and has released its lock or is about to
-            worker.wake()
-
-    def _wake(self, count: int) -> None:
-        for _ in range(min(count, len(self._waiting))):
-            try:
-                worker = self._idle.pop()  # the one that ran last has the warmest caches
-            except IndexError:
-                return
-            worker.wake()
 
     def busy(self) -> list[Worker[JobT]]:
         """Return the workers that are on a request. Any thread."""
@@ -143,8 +85,8 @@ class Workers(Generic[JobT]):
         dropped = 0
         while True:
             try:
-                self.take()
-            except IndexError:
+                self._waiting.get_nowait()
+            except Empty:
                 return dropped
             dropped += 1
 
@@ -153,12 +95,8 @@ class Workers(Generic[JobT]):
 
         They are daemon threads: one that is stuck in the app does not keep the process alive.
         """
-        self.stopping = True
-        while True:
-            try:
-                self._idle.pop().wake()
-            except IndexError:
-                break
+        for _ in self.workers:
+            self._waiting.put(None)
         for worker in self.workers:
             worker.thread.join(max(0.0, until - monotonic()))
         return not any(worker.thread.is_alive() for worker in self.workers)

@@ -184,10 +184,7 @@ OURS = "hardserve"
 # Measured only when named: they are no peers.
 ABLATIONS = {
     f"without-{optimisation}": Server(f"without-{optimisation}", note, ("hardserve",), "access", _without(optimisation))
-    for optimisation, note in (
-        ("held-calls", "recv and send let go of the interpreter lock"),
-        ("patience", "a worker is woken for every request"),
-    )
+    for optimisation, note in (("held-calls", "recv and send let go of the interpreter lock"),)
 }
 
 SERVERS = {

@@ -1,6 +1,6 @@
 """Runs the real command without one of its optimisations, to show what that one buys.
 
-    python -m tests.bench --parts hello --only hardserve,without-held-calls,without-patience
+    python -m tests.bench --parts hello --only hardserve,without-held-calls
 
 Must not change anything but the one thing that it names.
 """
@@ -11,7 +11,6 @@ import sys
 
 from hardserve.cli import main
 from hardserve.edge import transport
-from hardserve.wsgi import workers
 
 
 def without_held_calls() -> None:
@@ -35,15 +34,6 @@ def without_held_calls() -> None:
     transport.PlainTransport = ReleasingTransport  # type: ignore[misc]
 
 
-def without_patience() -> None:
-    """Wake a worker for every request that finds one asleep."""
-
-    def wake_for_each(self: workers.Workers[object], now: float) -> None:
-        self._wake(len(self._waiting))
-
-    workers.Workers.nudge = wake_for_each  # type: ignore[assignment, method-assign]
-
-
 if __name__ == "__main__":
-    {"held-calls": without_held_calls, "patience": without_patience}[sys.argv.pop(1)]()
+    {"held-calls": without_held_calls}[sys.argv.pop(1)]()
     main()
