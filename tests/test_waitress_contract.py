@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waitress.adjustments import Adjustments
 from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
@@ -36,7 +35,6 @@ def test_these_are_all_the_names_that_are_imported() -> None:
     assert imported == {
         f"{cls.__module__}.{cls.__name__}"
         for cls in (
-            Adjustments,
             OverflowableBuffer,
             HTTPRequestParser,
             ChunkedReceiver,

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
-from waitress.adjustments import Adjustments
 from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
@@ -40,6 +39,9 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 _CHUNK_LINE = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._:+/=@-]{1,128}")
 
+# What a request line is remembered as: method, version, target as given, path, query, and the authority of an absolute
+# target.
+_RequestLine = tuple[str, str, str, str, str, str]
 # What a header line is remembered as: the key in the WSGI environ and the value, or None for a line that is dropped.
 _Field = tuple[str, str]
 _REMEMBERED_LINES = 1024
@@ -71,6 +73,17 @@ class ParserRules:
 
     limits: LimitSettings
     remembered: dict[bytes, _Field | None] = field(default_factory=dict)
+    remembered_lines: dict[bytes, _RequestLine] = field(default_factory=dict)
+
+
+_RememberedT = TypeVar("_RememberedT")
+
+
+def _remember(memory: dict[bytes, _RememberedT], line: bytes, meaning: _RememberedT) -> None:
+    """Keep what `line` means. A client that never repeats itself costs a refill, not memory."""
+    if len(memory) >= _REMEMBERED_LINES:
+        memory.clear()
+    memory[line] = meaning
 
 
 class Request(HTTPRequestParser):
@@ -94,7 +107,8 @@ class Request(HTTPRequestParser):
     headers: dict[str, str]
 
     def __init__(self, rules: ParserRules, started: float) -> None:
-        super().__init__(cast(Adjustments, rules))
+        # Not waitress's own: it sets these two, and costs a call for every request.
+        self.headers = {}
         self.rules = rules
         self.started = started  # monotonic seconds
         self.head = b""
@@ -180,14 +194,22 @@ class Request(HTTPRequestParser):
             raise _MalformedError(refusals.HEADER_TOO_LARGE)
         if len(header_plus) > limits.header_line and max(map(len, lines[1:]), default=0) > limits.header_line:
             raise _MalformedError(refusals.HEADER_TOO_LARGE)
-        self._parse_request_line(request_line)
+        try:
+            line = self.rules.remembered_lines[request_line]
+        except KeyError:
+            line = self._parse_request_line(request_line)
+        self.command, self.version, self.request_uri, self.path, self.query, self.proxy_netloc = line
+        self._collect_fields(lines)
+        self._settle()
+
+    def _collect_fields(self, lines: list[bytes]) -> None:
         headers = self.headers
         remembered = self.rules.remembered
-        for line in lines[1:]:
+        for header_line in lines[1:]:
             try:
-                pair = remembered[line]
+                pair = remembered[header_line]
             except KeyError:
-                pair = self._parse_line(line)
+                pair = self._parse_line(header_line)
             if pair is None:
                 continue
             key, value = pair
@@ -197,10 +219,18 @@ class Request(HTTPRequestParser):
                 # RFC 9110 5.3; RFC 6265 5.4 has a separator of its own.
                 value = f"{headers[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
             headers[key] = value
-        self._settle_connection(headers.get("HTTP_CONNECTION"))
-        self._settle_host(headers)
-        self._settle_body(headers)
-        self._settle_request_id(headers)
+
+    def _settle(self) -> None:
+        """Decide what the fields decide together. Most requests have few of these, and pay for no more than a look."""
+        headers = self.headers
+        if "HTTP_CONNECTION" in headers or self.version != "1.1":
+            self._settle_connection(headers.get("HTTP_CONNECTION"))
+        if self.proxy_netloc or not headers.get("HTTP_HOST"):
+            self._settle_host(headers)
+        if "CONTENT_LENGTH" in headers or "HTTP_TRANSFER_ENCODING" in headers or "HTTP_EXPECT" in headers:
+            self._settle_body(headers)
+        if "HTTP_X_REQUEST_ID" in headers:
+            self._settle_request_id(headers)
 
     def _parse_line(self, line: bytes) -> _Field | None:
         match = _HEADER_LINE.fullmatch(line)
@@ -221,14 +251,10 @@ class Request(HTTPRequestParser):
                 raise _MalformedError(refusals.BAD_CONTENT_LENGTH)
             pair = (key, raw.decode("latin-1"))
         if len(line) <= _REMEMBERED_LINE_BYTES:
-            remembered = self.rules.remembered
-            if len(remembered) >= _REMEMBERED_LINES:
-                # A client that never repeats itself costs a refill, not memory: 1,024 lines come back at once.
-                remembered.clear()
-            remembered[line] = pair
+            _remember(self.rules.remembered, line, pair)
         return pair
 
-    def _parse_request_line(self, line: bytes) -> None:
+    def _parse_request_line(self, line: bytes) -> _RequestLine:
         match = _REQUEST_LINE.fullmatch(line)
         if match is None:
             raise _MalformedError(refusals.TLS_ON_PLAIN_PORT if line[:1] == b"\x16" else refusals.BAD_REQUEST_LINE)
@@ -236,13 +262,14 @@ class Request(HTTPRequestParser):
         if major != b"1":
             raise _MalformedError(refusals.BAD_VERSION)
         # RFC 9110 2.5: a later minor version is served as the highest one known.
-        self.version = "1.0" if minor == b"0" else "1.1"
-        self.command = method.decode("latin-1")
+        version = "1.0" if minor == b"0" else "1.1"
+        # Known from here on, also in the log of a refusal.
+        self.command, self.request_uri = method.decode("latin-1"), target.decode("latin-1")
         if method in (b"CONNECT", b"TRACE"):
             raise _MalformedError(refusals.BAD_METHOD)
-        self.request_uri = target.decode("latin-1")
+        authority = b""
         if target[:1] != b"/":
-            target = self._other_form(target)
+            authority, target = self._other_form(target)
         path, _, query = target.partition(b"?")
         if b"#" in target:
             raise _MalformedError(refusals.BAD_TARGET)  # RFC 9112 3.2: a fragment is never sent
@@ -253,19 +280,27 @@ class Request(HTTPRequestParser):
         if path[:2] == b"//":
             # As waitress does: an app that puts its path into a Location must not be made to name another host.
             path = b"/" + path.lstrip(b"/")
-        self.path = path.decode("latin-1")
-        self.query = query.decode("latin-1")
+        parsed = (
+            self.command,
+            version,
+            self.request_uri,
+            path.decode("latin-1"),
+            query.decode("latin-1"),
+            authority.decode("latin-1"),
+        )
+        if len(line) <= _REMEMBERED_LINE_BYTES:
+            _remember(self.rules.remembered_lines, line, parsed)
+        return parsed
 
-    def _other_form(self, target: bytes) -> bytes:
-        """Reduce an absolute-form or asterisk-form target (RFC 9112 3.2.2, 3.2.4) to origin form."""
+    def _other_form(self, target: bytes) -> tuple[bytes, bytes]:
+        """Split an absolute-form or asterisk-form target (RFC 9112 3.2.2, 3.2.4) into authority and origin form."""
         if target == b"*" and self.command == "OPTIONS":
-            return b""  # the server as a whole; a WSGI path is empty or begins with a slash
+            return b"", b""  # the server as a whole; a WSGI path is empty or begins with a slash
         match = _ABSOLUTE.fullmatch(target)
         if match is None or not _HOST.fullmatch(match[1]):
             raise _MalformedError(refusals.BAD_TARGET)
-        self.proxy_netloc = match[1].decode("latin-1")
         rest = match[2]
-        return rest if rest[:1] == b"/" else b"/" + rest
+        return match[1], rest if rest[:1] == b"/" else b"/" + rest
 
     def _settle_connection(self, connection: str | None) -> None:
         """Decide whether the connection lives on (RFC 9112 9.3); every option of every Connection field counts."""

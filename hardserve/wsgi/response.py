@@ -50,14 +50,10 @@ class Head:
 
 def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> Head:
     """Check what an app gave to start_response. Raises BadResponseError."""
-    if type(status) is not str or len(status) < 3 or not status[:3].isdecimal() or status[3:4] not in ("", " "):
+    if not isinstance(status, str):
         raise BadResponseError(f"the status {status!r} is not a str such as '200 OK'")
-    code = status[:3]
-    if code < "200":
-        raise BadResponseError(f"the status {status!r} is informational, and no response may end with it")
-    if len(status) <= 4:  # RFC 9112 4: the space stays when the phrase is left out
-        status = f"{code} {REASONS.get(int(code), '')}"
-    head = Head(status, [], None, code in BODILESS or method == "HEAD", False, False)
+    status, bodiless = _checked_status(status)
+    head = Head(status, [], None, bodiless or method == "HEAD", False, False)
     for name, value in headers:
         if not (isinstance(name, str) and isinstance(value, str)):
             raise BadResponseError(f"the header {(name, value)!r} is not a pair of str")
@@ -73,6 +69,19 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
             head.has_request_id = True
         head.lines.append(f"{name}: {value}")
     return head
+
+
+@lru_cache(maxsize=128)
+def _checked_status(status: str) -> tuple[str, bool]:
+    """Return the status with its phrase, and whether it has no body. Remembered, as field names are."""
+    code = status[:3]
+    if not (len(code) == 3 and code.isascii() and code.isdecimal() and status[3:4] in ("", " ")):
+        raise BadResponseError(f"the status {status!r} is not a str such as '200 OK'")
+    if code < "200":
+        raise BadResponseError(f"the status {status!r} is informational, and no response may end with it")
+    if len(status) <= 4:  # RFC 9112 4: the space stays when the phrase is left out
+        status = f"{code} {REASONS.get(int(code), '')}"
+    return status, code in BODILESS
 
 
 @lru_cache(maxsize=512)

@@ -116,25 +116,22 @@ def file_wrapper(file: Any, block_size: int = FILE_BLOCK_BYTES) -> FileWrapper:
 class Task:
     """Answers one request. Made and run by a worker; `run` never raises."""
 
-    __slots__ = (
-        "_body_sent", "_channel", "_chunked", "_close_delimited", "_ctx", "_finished", "_head", "_interruptible",
-        "_keep_alive", "_request", "_sent", "_streaming", "_truncated",
-    )  # fmt: skip
+    # Defaults, because setting them for every request would cost more than all else here.
+    _head: Head | None = None
+    _streaming = False  # the head is out, the end is not
+    _finished = False  # the last byte was handed over; the connection is no longer ours
+    _chunked = False
+    _close_delimited = False
+    _keep_alive = False
+    _truncated = False
+    _sent = 0  # bytes on the wire, head and framing included
+    _body_sent = 0
+    _interruptible: Interruptible | None = None
 
     def __init__(self, ctx: AppContext, channel: Channel, request: Received) -> None:
         self._ctx = ctx
         self._channel = channel
         self._request = request
-        self._head: Head | None = None
-        self._streaming = False  # the head is out, the end is not
-        self._finished = False  # the last byte was handed over; the connection is no longer ours
-        self._chunked = False
-        self._close_delimited = False
-        self._keep_alive = False
-        self._truncated = False
-        self._sent = 0  # bytes on the wire, head and framing included
-        self._body_sent = 0
-        self._interruptible: Interruptible | None = None
 
     def __repr__(self) -> str:
         state = "finished" if self._finished else "streaming" if self._streaming else "starting"
@@ -150,8 +147,8 @@ class Task:
         except BaseException as error:
             self._app_failed(error)
         finally:
-            self._request.close()
-            CURRENT_REQUEST.set("")
+            if self._request.body_rcv is not None:
+                self._request.close()
 
     # --- the app ---
 
