@@ -190,7 +190,12 @@ class Server:
 
     def _answer(self, job: Job) -> None:
         """Worker thread."""
-        Task(self._app_ctx, *job).run()
+        try:
+            Task(self._app_ctx, *job).run()
+        except BaseException:
+            # A bug of ours. Nobody else would end the connection: it has no deadline while it is with a worker.
+            job[0].abort(reset=True)
+            raise
 
     def _log_outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
         """Any thread."""
@@ -235,14 +240,15 @@ def run(
         if ready is not None:
             ready(server)
 
-    try:
+    with contextlib.ExitStack() as last:
+        last.callback(logs.close, LAST_WORDS_S)
+        last.callback(access_log.close, LAST_WORDS_S)
         access_log.start()
         server.bind()
         with _signals(server, reopen=(access_log.reopen, logs.reopen)):
-            return server.run(announce)
-    finally:
-        access_log.close(LAST_WORDS_S)
-        logs.close(LAST_WORDS_S)
+            code = server.run(announce)
+            last.close()  # with our handlers still in place: an impatient second signal must not kill the last lines
+            return code
 
 
 @contextlib.contextmanager
@@ -273,4 +279,5 @@ def _signals(server: Server, reopen: tuple[Callable[[], None], ...]) -> Iterator
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None is a handler that was not installed from Python, and cannot be put back from there.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -21,6 +21,7 @@ from wsgiref.validate import validator
 import flask
 import pytest
 
+from hardserve.protocol import ClientDisconnectedError
 from tests import test_http, test_parsing
 from tests.support import PATIENCE_S, Response, Running, serving
 
@@ -1043,3 +1044,26 @@ def test_wsgi_errors_is_where_python_writes_errors(capsys: pytest.CaptureFixture
 
     ask(app)
     assert "for the log" in capsys.readouterr().err
+
+
+def test_an_app_that_raises_what_a_lost_client_raises_is_a_500() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise ClientDisconnectedError
+
+    with serving(app) as running, running.connect() as client:
+        assert client.get("/").status == 500
+
+
+def test_a_bug_of_ours_in_a_worker_ends_the_connection_and_not_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(lambda environ, start_response: [], threads=1) as running:
+        context = running.server._app_ctx
+        date = context.date
+        context.date = None  # type: ignore[assignment]
+        with running.connect() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            with pytest.raises(ConnectionError):
+                client.receive_all()
+        context.date = date
+        with running.connect() as client:
+            assert client.get("/").status == 500
+    assert "worker failed" in caplog.text

@@ -377,6 +377,9 @@ class Connection:
 
     def on_deadline(self, now: float) -> None:
         """End what has run out of time. I/O thread."""
+        if self.deadline() > now:
+            self._ctx.poller.watch(self, now)  # a worker has just moved it
+            return
         if self.unsent:
             self.close()
         elif self.abandon is not None and self.client_gone():

@@ -91,12 +91,21 @@ def open_listeners(address: str, backlog: int) -> list[Listener]:
     if isinstance(parsed, UnixAddress):
         return [_open_unix(address, parsed, backlog)]
     opened: list[Listener] = []
+    lacking: OSError | None = None
     try:
         # A name such as localhost is both 127.0.0.1 and ::1, and clients try either.
         for family, kind, protocol, _, sockaddr in socket.getaddrinfo(
             parsed.host, parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            opened.append(_open_tcp(address, backlog, socket.socket(family, kind, protocol), sockaddr))
+            try:
+                opened.append(_open_tcp(address, backlog, socket.socket(family, kind, protocol), sockaddr))
+            except OSError as error:
+                # One of them may not exist here: a machine without IPv6 has a localhost, too.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                lacking = error
+        if lacking is not None and not opened:
+            raise lacking
     except OSError as error:
         for listener in opened:
             listener.close()

@@ -142,8 +142,11 @@ class Task:
         CURRENT_REQUEST.set(self._request.request_id)
         try:
             self._call_app()
-        except (ClientDisconnectedError, AbandonedError):
-            self._client_left()
+        except (ClientDisconnectedError, AbandonedError) as error:
+            if self._head is None:
+                self._app_failed(error)  # the app's own: nothing was sent or interrupted yet
+            else:
+                self._client_left(self._head)
         except BaseException as error:
             self._app_failed(error)
         finally:
@@ -334,12 +337,11 @@ class Task:
 
     # --- when it goes wrong ---
 
-    def _client_left(self) -> None:
+    def _client_left(self, head: Head) -> None:
         """The client went away while the app was answering: nobody is to blame, and nobody is left to tell."""
         if not self._finished:
-            assert self._head is not None  # it is known before anything can be sent or interrupted
             self._channel.abort(reset=True)
-            self._report(int(self._head.status[:3]), self._sent, "client_disconnected")
+            self._report(int(head.status[:3]), self._sent, "client_disconnected")
 
     def _app_failed(self, error: BaseException) -> None:
         self._log_failure(error)
