@@ -6,6 +6,7 @@ imports what does only when it is needed: `hardserve --version` reads neither Fl
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,6 +198,8 @@ def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
     from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
     from hardserve.server import run  # noqa: PLC0415
 
+    # Until the logs can be opened again: a reload right after a start must not end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         logs = configure(settings.log)
         loaded = load_app(spec, directory=directory, environ=os.environ)

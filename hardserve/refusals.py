@@ -65,6 +65,15 @@ QUEUE_FULL = Refusal(
     "queue_full", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
 )
 
+BODY_NOT_STORED = Refusal(
+    "body_not_stored",
+    503,
+    "The request body cannot be stored at the moment; try again soon.",
+    True,
+    "RFC 9110 15.6.4",
+    logging.WARNING,
+)
+
 # --- the app ---
 APP_FAILED = Refusal(
     "app_failed", 500, "The application failed to answer this request.", False, "RFC 9110 15.6.1", logging.ERROR

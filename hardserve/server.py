@@ -94,6 +94,7 @@ class Server:
             soft = ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
             with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # macOS has a ceiling besides the hard limit
             possible = max(1, soft - SPARE_DESCRIPTORS, soft // 2)
             if possible < wanted:
                 logger.warning(
@@ -135,15 +136,14 @@ class Server:
     def _end(self) -> None:
         """Cut what is left, and say what that is."""
         now = time.monotonic()
-        for worker in self._workers.busy():
-            job = worker.job  # which may be over by now
-            if job is not None and job[0].phase is BUSY:
-                logger.warning("cut after %.1f s: %r of %s", now - job[1].started, job[1], job[0].peer[0])
         # Their clients are told that they failed, and may repeat them elsewhere: they must not be begun here.
-        dropped = self._workers.discard()
-        if dropped:
-            logger.warning("%d requests that no worker had begun were cut", dropped)
-        cut = any(connection.phase is BUSY for connection in self._loop.connections)
+        self._workers.discard()
+        cut = [connection for connection in self._loop.connections if connection.phase is BUSY]
+        for connection in cut:
+            request = connection.request
+            if request is not None:  # else a worker has finished it in this moment
+                logger.warning("cut after %.1f s: %r of %s", now - request.started, request, connection.peer[0])
+                self._log_outcome(connection, request, 503, 0, "cut_at_stop")
         self._loop.close()
         self._workers.stop(now if cut or self._stop_calls > 1 else now + LAST_WORDS_S)
 
@@ -161,7 +161,7 @@ class Server:
         waiting = sum(connection.phase is BUSY for connection in self._loop.connections)
         if waiting:
             logger.info(
-                "stopping: %d requests are being answered and have %g s; a second signal ends them now",
+                "stopping: requests in progress: %d; they have %g s, and a second signal ends them now",
                 waiting,
                 self.settings.server.drain,
             )
@@ -199,6 +199,9 @@ class Server:
 
     def _log_outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
         """Any thread."""
+        if request.logged:
+            return  # it was cut, and its worker has noticed only now
+        request.logged = True
         headers = request.headers
         self._access_log.write(
             AccessEntry(

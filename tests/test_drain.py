@@ -449,6 +449,11 @@ def test_what_takes_longer_than_the_drain_is_cut_and_named(caplog: pytest.LogCap
     assert "GET '/gated" in text
     assert "127.0.0.1" in text
     assert "cut" in text
+    assert "GET '/waits" in text
+    assert sorted((entry.target, entry.refusal) for entry in running.log.entries) == [
+        ("/gated?secret", "cut_at_stop"),
+        ("/waits", "cut_at_stop"),
+    ]
 
 
 @pytest.mark.parametrize("how", ["drain time is over", "second stop"])

@@ -174,6 +174,16 @@ def settle() -> None:
             thread.join(PATIENCE_S)
 
 
+def test_a_response_that_fits_leaves_at_once_and_wakes_nobody() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    assert rig.finish(b"answer") == [0]
+    assert rig.transport.sent == b"answer"
+    assert rig.wheel.woken == []
+    rig.arrives(GET)
+    assert len(rig.dispatched) == 2
+
+
 @pytest.mark.parametrize("keep_alive", [True, False], ids=["kept alive", "closing"])
 def test_a_half_close_while_a_worker_sends_does_not_cut_the_rest(keep_alive: bool) -> None:
     rig = Rig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,6 +42,10 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
     refusals.HEADER_DEADLINE: ({"timeouts_header": "0.1s"}, HEAD),
     refusals.BODY_DEADLINE: ({"timeouts_body": "0.1s"}, HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7"),
     refusals.QUEUE_FULL: ({"threads": 1, "queue": 1}, HEAD + b"\r\n"),
+    refusals.BODY_NOT_STORED: (
+        {"limits_body_memory": 0},
+        HEAD + b"Content-Length: 9000\r\n\r\ncanary5ec2e7" + b"x" * 8988,
+    ),
     refusals.APP_FAILED: ({}, HEAD.replace(b"/canary", b"/fail-canary") + b"\r\n"),
 }
 
@@ -78,9 +83,12 @@ def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
 
     with serving(app, **PROVOKED[refusal][0]) as running, contextlib.ExitStack() as stack:
         stack.callback(release.set)
+        if refusal is refusals.BODY_NOT_STORED:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(tempfile, "tempdir", "/nowhere")  # as a full or vanished disk
         if refusal is refusals.QUEUE_FULL:
             workers = running.server._workers
-            states: list[Callable[[], object]] = [workers.busy, lambda: workers._waiting]
+            states: list[Callable[[], object]] = [workers.busy, workers._waiting.qsize]
             for reached in states:
                 stack.enter_context(running.connect()).send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
                 eventually(reached)

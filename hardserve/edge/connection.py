@@ -164,8 +164,11 @@ class Connection:
 
     def on_readable(self, now: float) -> bool:
         """Take what has arrived and do what follows from it; return whether anything had. I/O thread."""
+        room = READ_BYTES
+        if self.phase is BUSY or self.unsent:
+            room = max(1, min(room, self._ctx.settings.limits.pipeline - len(self.ahead)))
         try:
-            data = self.transport.receive(READ_BYTES)
+            data = self.transport.receive(room)
         except OSError:
             self.close()
             return True

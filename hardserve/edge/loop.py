@@ -150,7 +150,7 @@ class Loop:
 
     def _give_up(self, connection: Connection) -> None:
         """A bug of ours met this connection: it ends, everybody else is served on."""
-        logger.exception("internal error on %r", connection)  # noqa: LOG004  # called from handlers only
+        logger.exception("internal error on %r, %r", connection, connection.request)  # noqa: LOG004  # called from handlers only
         connection.close()
 
     def _wait_s(self, now: float) -> float | None:

@@ -98,6 +98,7 @@ class Request(HTTPRequestParser):
 
     refusal: Refusal | None = None
     keep_alive = True
+    logged = False  # in the access log, where each request stands once
     request_uri = ""
     command = ""  # type: ignore[assignment]  # waitress makes a str of it, whatever its stub says
     query = ""
@@ -360,7 +361,11 @@ class Request(HTTPRequestParser):
     def _feed_body(self, data: bytes) -> int:
         receiver = self.body_rcv
         assert receiver is not None
-        consumed = receiver.received(data)
+        try:
+            consumed = receiver.received(data)
+        except OSError:  # from the temporary file: no space, no directory, too many files
+            self._refuse(refusals.BODY_NOT_STORED)
+            return len(data)
         if self.chunked:
             if receiver.error is not None:
                 self._refuse(refusals.BAD_CHUNK)

@@ -16,6 +16,7 @@ The rules are Flask's (`flask --app`) with gunicorn's added; where the two diffe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,4 +75,4 @@ def check_app(app: object) -> None:
     problem = why_not_wsgi(app, spec)
     if problem:
         raise LoadError(f"{spec} {problem}")
-    refuse_development(spec, parts_of(app), {})
+    refuse_development(spec, parts_of(app), os.environ)

@@ -56,7 +56,8 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
     head = Head(status, [], None, bodiless or method == "HEAD", False, False)
     for name, value in headers:
         if not (isinstance(name, str) and isinstance(value, str)):
-            raise BadResponseError(f"the header {(name, value)!r} is not a pair of str")
+            # Not the value: it may be a cookie.
+            raise BadResponseError(f"the header {name!r} has a value of type {type(value).__name__}; both must be str")
         key = _field_key(name)
         if key == "content-length":
             _take_length(head, value)

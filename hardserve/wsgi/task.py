@@ -70,6 +70,7 @@ class Received(Protocol):
     request_id: str
     keep_alive: bool
     started: float
+    logged: bool
     body_rcv: Any
 
     def get_body_stream(self) -> IO[bytes]: ...
