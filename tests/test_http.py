@@ -6,7 +6,9 @@ What waitress's functional tests say of an HTTP server is in `tests/test_wsgi.py
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
 import re
 import select
@@ -921,6 +923,35 @@ def test_a_full_queue_says_503_and_keeps_the_connection() -> None:
         release.set()
         assert busy.response().body == waiting.response().body == b"GET / "
         assert late.get("/again").body == b"GET /again "
+
+
+class FullDisk(io.RawIOBase):
+    """A file that can be opened and not written."""
+
+    def readable(self) -> bool:
+        return True
+
+    writable = seekable = readable
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("piece", [1000, 60_000])
+def test_a_body_that_cannot_be_stored_is_a_503_whatever_pieces_it_comes_in(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_: io.BufferedRandom(FullDisk()))  # type: ignore[type-var]
+    with serving(echo, limits_body_memory=4000) as running, running.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1_000_000 // piece):
+                client.send(b"x" * piece)
+        assert client.response().status == 503
+        assert running.log.wait_for(1)[0].refusal == "body_not_stored"
 
 
 def test_413_can_be_read_while_the_client_still_sends_5_mb() -> None:

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import pytest
 
-from hardserve.edge.connection import BUSY, CLOSED, IDLE, LINGER, Connection, EdgeContext
+from hardserve.edge.connection import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines
 from hardserve.edge.gate import Gate
 from hardserve.edge.listener import Listener
@@ -172,6 +172,70 @@ def settle() -> None:
     for thread in threading.enumerate():
         if thread.daemon and thread is not threading.current_thread() and thread.name.startswith("Thread-"):
             thread.join(PATIENCE_S)
+
+
+def turn(rig: Rig, seconds: float) -> None:
+    """Let time pass, and do what is due, as the I/O thread does."""
+    for _ in range(int(seconds / 0.25)):
+        rig.now += 0.25
+        for late in rig.wheel.deadlines.due(rig.now):
+            cast(Connection, late).on_deadline(rig.now)
+
+
+@pytest.mark.parametrize("end", ["finish", "abort"])
+def test_a_stream_whose_client_reset_it_leaves_nothing_behind(end: str) -> None:
+    rig = Rig(timeouts_abandoned=1)
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=False, abandon=lambda: False)
+    rig.connection.write(b"some")
+    rig.connection.close()
+    if end == "finish":
+        rig.finish(b"rest")
+    else:
+        rig.connection.abort(reset=True)
+    turn(rig, 3)
+    assert rig.connection.slot is None, "the wheel keeps it alive"
+    assert rig.connection.request is None
+
+
+def test_a_stream_that_begins_after_its_client_has_gone_is_told() -> None:
+    rig = Rig(timeouts_abandoned=1)
+    rig.arrives(GET)
+    rig.connection.close()
+    told: list[float] = []
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: not told.append(rig.now))
+    rig.resumes()
+    turn(rig, 3)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("began", [b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"])
+def test_a_request_that_begins_while_a_response_leaves_keeps_its_deadline(began: bytes) -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = lambda: rig.arrives(began)
+    rig.finish(b"answer")
+    rig.flush()
+    assert rig.connection.phase in (HEAD, BODY)
+    assert rig.connection.deadline() <= rig.now + 30
+
+
+def test_a_connection_taken_during_a_drain_is_idle_for_as_long_as_the_others() -> None:
+    rig = Rig()
+    rig.ctx.draining = True
+    late = Connection(rig.ctx, rig.transport, ("192.0.2.1", 2), cast(Listener, None), rig.now)
+    assert late.deadline() < rig.now + 2
+
+
+def test_what_was_waiting_to_leave_is_reported_when_a_later_response_is_cut() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = lambda: rig.arrives(GET)
+    first = rig.finish(b"answer")
+    rig.connection.abort(reset=True)
+    assert first == [3]
 
 
 def test_a_response_that_fits_leaves_at_once_and_wakes_nobody() -> None:

@@ -139,7 +139,7 @@ class Connection:
         # For one request.
         self.request: Request | None = None
         self.ahead = b""  # arrived, not parsed yet
-        self.read_deadline = now + ctx.settings.timeouts.keep_alive
+        self.read_deadline = now + ctx.idle_s()
         self.lingered = 0
         # For one response.
         self.write_deadline = math.inf
@@ -165,7 +165,7 @@ class Connection:
     def on_readable(self, now: float) -> bool:
         """Take what has arrived and do what follows from it; return whether anything had. I/O thread."""
         room = READ_BYTES
-        if self.phase is BUSY or self.unsent:
+        if self.phase is BUSY or (self.unsent and self.phase is not LINGER):
             room = max(1, min(room, self._ctx.settings.limits.pipeline - len(self.ahead)))
         try:
             data = self.transport.receive(room)
@@ -335,6 +335,8 @@ class Connection:
             # No worker is inside `finish` now, so that these belong together.
             phase, unsent, cut = self.phase, bool(self.unsent), self._cut
         if phase is CLOSED:
+            if self.abandon is not None:
+                self._begin_abandoning(now)  # the stream began after its client had gone
             return
         if cut:
             self.close(reset=cut == "reset")
@@ -352,8 +354,10 @@ class Connection:
             self._read_on(phase, now)
 
     def _read_on(self, phase: Phase, now: float) -> None:
-        if phase is IDLE and self.read_deadline == math.inf:
-            self.read_deadline = now + self._ctx.idle_s()  # its client has just read the last of a response
+        if self.read_deadline == math.inf and phase is not BUSY:
+            # Its client has just read the last of a response, and may have begun with the next request meanwhile.
+            timeouts = self._ctx.settings.timeouts
+            self.read_deadline = now + {HEAD: timeouts.header, BODY: timeouts.body}.get(phase, self._ctx.idle_s())
         if phase is BUSY and self.eof and self.open_ended:
             self._begin_abandoning(now)
         self._advance(now)
@@ -385,8 +389,8 @@ class Connection:
             return
         if self.unsent:
             self.close()
-        elif self.abandon is not None and self.client_gone():
-            self._abandon(self.abandon, now)
+        elif (abandon := self.abandon) is not None and self.client_gone():
+            self._abandon(abandon, now)
         elif self.phase is HEAD:
             self.refuse(refusals.HEADER_DEADLINE, now)
         elif self.phase is BODY:
@@ -436,8 +440,9 @@ class Connection:
         self.write_deadline = math.inf
         if not busy:
             self._end_request()  # of a busy one the worker still reads the body
-        elif self.abandon is not None:
-            self.read_deadline = math.inf
+            return
+        self.read_deadline = math.inf
+        if self.abandon is not None:
             self._begin_abandoning(monotonic())
 
     def _report_unsent(self, unsent: Iterable[memoryview | Report]) -> None:
@@ -471,7 +476,7 @@ class Connection:
 
     def client_gone(self) -> bool:
         """Return whether nobody seems to be left to read the response. Any thread."""
-        return self.phase is CLOSED or (self.eof and self.open_ended)
+        return self.phase is CLOSED or bool(self._cut) or (self.eof and self.open_ended)
 
     def write(self, data: bytes) -> None:
         """Send a part of a response, waiting while the client has too much of it unread. Worker thread.
@@ -511,12 +516,10 @@ class Connection:
         I/O thread when they are sent or the connection is closed. Nothing of this connection may be touched after.
         """
         with self.lock:
+            self._forget_request()
             if self.phase is CLOSED:
                 unsent = len(data)
             else:
-                self.request = None
-                self.open_ended = False
-                self.abandon = None
                 self.read_deadline = monotonic() + self._ctx.idle_s()
                 self.phase = IDLE if keep_alive else LINGER  # before sending: see the module's head
                 unsent = 0
@@ -546,7 +549,7 @@ class Connection:
         """
         self.abandon = abandon
         self.open_ended = open_ended
-        if open_ended and self.eof:
+        if self.phase is CLOSED or (open_ended and self.eof):
             self._ctx.poller.wake(self)
 
     def abort(self, *, reset: bool) -> None:
@@ -556,11 +559,20 @@ class Connection:
         Closing itself is left to the I/O thread, which has the descriptor in its selector.
         """
         with self.lock:
+            self._forget_request()
             if self.phase is CLOSED:
                 return
-            self.unsent = None
-            self.request = None
-            self.abandon = None
+            unsent, self.unsent = self.unsent, None
             self._cut = "reset" if reset else "end"
             self.phase = LINGER
+        self._report_unsent(unsent or ())
         self._ctx.poller.wake(self)
+
+    def _forget_request(self) -> None:
+        """Let go of what belongs to the response that ends here, also when the connection is closed already.
+
+        The caller is the worker and holds the lock.
+        """
+        self.request = None
+        self.open_ended = False
+        self.abandon = None

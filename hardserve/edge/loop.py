@@ -151,7 +151,12 @@ class Loop:
     def _give_up(self, connection: Connection) -> None:
         """A bug of ours met this connection: it ends, everybody else is served on."""
         logger.exception("internal error on %r, %r", connection, connection.request)  # noqa: LOG004  # called from handlers only
-        connection.close()
+        try:
+            connection.close()
+        except Exception:
+            # Out of the way, at least: it must not come back at every turn.
+            logger.exception("cannot even close it")
+            self.connections.discard(connection)
 
     def _wait_s(self, now: float) -> float | None:
         if self._woken or self._posted:
