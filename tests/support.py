@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -99,6 +100,17 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
             server.stop()  # at once: what a test has not finished is not its subject
             thread.join(PATIENCE_S)
         assert not thread.is_alive(), f"the server did not stop: {server!r}"
+
+
+@contextlib.contextmanager
+def switching_often() -> Iterator[None]:
+    """Have threads take turns at nearly every bytecode while the block runs."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,18 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
+from tests.support import switching_often
 
 PATIENCE_S = 10.0
-
-
-@contextlib.contextmanager
-def switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 class Hunter(threading.Thread):

@@ -6,13 +6,11 @@ the real server under a switch interval of a microsecond, with clients that beha
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
 import random
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -30,7 +28,7 @@ from hardserve.edge.parsing import ParserRules, Request
 from hardserve.options import from_keywords
 from hardserve.protocol import DateClock
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
-from tests.support import PATIENCE_S, Client, Running, serving
+from tests.support import PATIENCE_S, Client, Running, serving, switching_often
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -624,16 +622,6 @@ class Visitor:
                 return  # a client that sends no more may be told so early
         if whim == "half":
             client.receive_all()
-
-
-@contextlib.contextmanager
-def switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def open_descriptors() -> int:

@@ -14,18 +14,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from hardserve.wsgi.workers import Workers
+from tests.support import switching_often
 
 PATIENCE_S = 10.0
-
-
-@contextlib.contextmanager
-def switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 @contextlib.contextmanager
