@@ -113,6 +113,15 @@ def switching_often() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+def can_bind_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @dataclass
 class Response:
     status: int

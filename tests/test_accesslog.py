@@ -4,8 +4,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +52,6 @@ COMPACT = re.compile(
     r"\d\d:\d\d:\d\d \d{3} (?P<method>\S+) (?P<target>\S+) \d+\.\dms \d+B (?P<client>\S+) (?P<id>\S+)"
     r"( refused=(?P<refused>\S+))?\n"
 )
-
-
-@pytest.fixture
-def india(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "IST-5:30")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 pytestmark = pytest.mark.usefixtures("india")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Client
+from tests.support import Client, can_bind_ipv6
 
 REPOSITORY = Path(__file__).parent.parent
 PATIENCE_S = 20.0
@@ -189,15 +189,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     finally:
         for process in started:
             process.close()
-
-
-def can_bind_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 # --- signals ---

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hardserve.edge.listener import Listener, ListenError, open_listeners
+from tests.support import can_bind_ipv6
 
 PATIENCE_S = 10.0
 BACKLOG = 16
@@ -34,15 +35,6 @@ def listening(address: str) -> Iterator[list[Listener]]:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def can_bind_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 needs_ipv6 = pytest.mark.skipif(not can_bind_ipv6(), reason="this machine has no ::1")

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,15 +63,6 @@ def record(level: int, message: str) -> logging.LogRecord:
 
 
 # --- what a record looks like ---
-
-
-@pytest.fixture
-def india(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "IST-5:30")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.usefixtures("india")

@@ -1,7 +1,7 @@
 """The threads that run the app, and the queue in front of them.
 
-The queue is `queue.SimpleQueue`: put and get are one call into C each, where waitress's condition variable costs
-several times that, under one lock for all. Waking as few workers as possible instead, because threads that all want the
+The queue is `queue.SimpleQueue`: put and get are one call into C each, where waitress's dispatcher is
+Python code under a condition variable. Waking as few workers as possible instead, because threads that all want the
 interpreter lock slow each other down, was tried and measured: with system calls that keep that lock
 (edge.transport.HeldCalls) it bought nothing, and its bookkeeping cost a twentieth of all requests a second.
 """
