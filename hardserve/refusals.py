@@ -16,7 +16,8 @@ class Refusal:
 
     `name` is the reason in logs. `status` and `text` are all that the client learns: never a byte of its request.
     `close` ends the connection after the answer, because where the next request starts is unknown or unwelcome.
-    `level` is a `logging` level. `section` is what demands or permits it.
+    `level` is the `logging` level of the summary in the error log; each single one is at DEBUG. `section` is what
+    demands or permits it.
     """
 
     name: str
@@ -24,7 +25,7 @@ class Refusal:
     text: str
     close: bool
     section: str
-    level: int = logging.DEBUG
+    level: int = logging.INFO
 
 
 # --- framing: after any of these nothing more is read from the connection as a request ---
@@ -59,12 +60,21 @@ BODY_TOO_LARGE = Refusal("body_too_large", 413, "The request body is too large."
 # --- deadlines ---
 HEADER_DEADLINE = Refusal("header_deadline", 408, "The request head took too long to arrive.", True, "RFC 9110 15.5.9")
 BODY_DEADLINE = Refusal("body_deadline", 408, "The request body took too long to arrive.", True, "RFC 9110 15.5.9")
+BODY_TOO_SLOW = Refusal("body_too_slow", 408, "The request body arrived too slowly.", True, "RFC 9110 15.5.9")
+QUEUE_DEADLINE = Refusal(
+    "queue_deadline", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
+)
+APP_DEADLINE = Refusal(
+    "app_deadline", 504, "The application took too long to answer.", True, "RFC 9110 15.6.5", logging.ERROR
+)
 
 # --- capacity ---
 QUEUE_FULL = Refusal(
     "queue_full", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
 )
-
+BUFFERS_FULL = Refusal(
+    "buffers_full", 503, "The server is busy; try again soon.", True, "RFC 9110 15.6.4", logging.WARNING
+)
 BODY_NOT_STORED = Refusal(
     "body_not_stored",
     503,
@@ -74,7 +84,48 @@ BODY_NOT_STORED = Refusal(
     logging.WARNING,
 )
 
+# --- admission: answered before a byte is read, and only if the answer fits at once ---
+CONNECTIONS_FULL = Refusal(
+    "connections_full", 503, "The server is busy; try again soon.", True, "RFC 9110 15.6.4", logging.WARNING
+)
+NO_DESCRIPTORS = Refusal(
+    "no_descriptors", 503, "The server is busy; try again soon.", True, "RFC 9110 15.6.4", logging.ERROR
+)
+CLIENT_CONNECTIONS = Refusal(
+    "client_connections", 429, "Too many connections are open from your address.", True, "RFC 6585 4", logging.WARNING
+)
+CLIENT_CONNECTION_RATE = Refusal(
+    "client_connection_rate",
+    429,
+    "Too many connections a second from your address.",
+    True,
+    "RFC 6585 4",
+    logging.WARNING,
+)
+
 # --- the app ---
 APP_FAILED = Refusal(
     "app_failed", 500, "The application failed to answer this request.", False, "RFC 9110 15.6.1", logging.ERROR
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One way of ending a connection without a word, because none can be said or none is expected.
+
+    `name` is the reason in logs, `level` how loud the log is.
+    """
+
+    name: str
+    level: int = logging.INFO
+
+
+FIRST_BYTE_DEADLINE = Cut("first_byte_deadline")
+KEEP_ALIVE_DEADLINE = Cut("keep_alive_deadline", logging.DEBUG)  # how every quiet connection ends
+MADE_ROOM = Cut("made_room", logging.WARNING)  # idle when limits.connections was reached
+LINGER_DEADLINE = Cut("linger_deadline", logging.DEBUG)
+RESPONSE_DEADLINE = Cut("response_deadline")
+RESPONSE_TOO_SLOW = Cut("response_too_slow")
+SLOWEST_READER = Cut("slowest_reader", logging.WARNING)  # it kept a worker, or memory, that others needed
+APP_DEADLINE_MIDWAY = Cut("app_deadline_midway", logging.ERROR)
+CLIENT_LEFT = Cut("client_disconnected", logging.DEBUG)

@@ -17,6 +17,7 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 HOUR = 3600.0
+DAY = 24 * HOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,19 @@ class ServerSettings:
     queue: int = setting(
         1024, Int(1, 100_000), "Complete requests that may wait for a thread; past it a client gets 503."
     )
+    max_client_workers: int = setting(
+        0, Int(0, 256), "Requests of one client that may be with the threads at once; 0 = all threads but one."
+    )
+    max_stuck: int = setting(
+        0,
+        Int(0, 256),
+        "Threads that may hang past timeouts.app, and are replaced, before the server is unhealthy; 0 = server.threads.",
+    )
+    exit_when_stuck: str = setting(
+        "auto",
+        Choice(("auto", "on", "off")),
+        "Whether an unhealthy server drains and exits with 1; auto = if a supervisor will start it again.",
+    )
     backlog: int = setting(1024, Int(1, 65_535), "Connections the kernel may hold before they are accepted.")
     drain: float = setting(
         25.0, Duration(0.0, HOUR), "How long a stop waits for the requests in progress; then they are cut."
@@ -104,11 +118,32 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutSettings:
+    first_byte: float = setting(20.0, Duration(0.1, HOUR), "For the first byte on a new connection.")
     header: float = setting(10.0, Duration(0.1, 300.0), "For the whole head of a request, from its first byte.")
     body: float = setting(30.0, Duration(0.1, HOUR), "Between two reads of a request's body.")
+    body_total: float = setting(
+        0.0, Duration(0.0, DAY), "For the whole body of a request; 0 = as long as it is neither idle nor too slow."
+    )
+    rate_grace: float = setting(
+        15.0, Duration(0.0, HOUR), "Before limits.body_rate and limits.response_rate are asked for."
+    )
+    queue: float = setting(
+        10.0, Duration(0.1, HOUR), "For a complete request to be taken by a thread; past it its client gets 503."
+    )
+    app: float = setting(
+        60.0,
+        Duration(0.0, DAY),
+        "For the app to answer, and between two parts of a streamed answer; past it the client gets 504. 0 = never.",
+    )
+    interrupt: float = setting(
+        0.0,
+        Duration(0.0, HOUR),
+        "How long after timeouts.app an exception is raised in the app's thread; 0 = never.",
+    )
     response: float = setting(30.0, Duration(0.1, HOUR), "For a client that takes no byte of its response.")
-    keep_alive: float = setting(
-        60.0, Duration(0.1, HOUR), "For an idle connection between requests, and before the first."
+    keep_alive: float = setting(60.0, Duration(0.1, HOUR), "For an idle connection between two requests.")
+    connection: float = setting(
+        HOUR, Duration(1.0, 7 * DAY), "Age at which a connection is closed, after the answer that is then due."
     )
     linger: float = setting(
         2.0, Duration(0.0, 60.0), "How long a refused client may go on sending while it reads its answer."
@@ -122,7 +157,20 @@ class TimeoutSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
-    connections: int = setting(16_384, Int(1, 1_000_000), "Connections open at once.")
+    connections: int = setting(
+        16_384, Int(1, 1_000_000), "Connections open at once; past it an idle one is closed for each newcomer."
+    )
+    client_connections: int = setting(
+        256,
+        Int(0, 1_000_000),
+        "Connections open at once from one client, an IPv4 address or an IPv6 /64; 0 = no limit.",
+    )
+    client_connection_rate: int = setting(
+        100, Int(0, 1_000_000), "New connections a second from one client, and twice as many at once; 0 = no limit."
+    )
+    connection_requests: int = setting(
+        1000, Int(1, 1_000_000_000), "Requests answered on one connection before it is closed."
+    )
     request_line: int = setting(8 * KIB, Size(256, MIB), "Method, target and version of a request.")
     header_line: int = setting(16 * KIB, Size(256, MIB), "One header field, name and value.")
     header: int = setting(64 * KIB, Size(KIB, 16 * MIB), "The whole head of a request.")
@@ -130,6 +178,19 @@ class LimitSettings:
     body: int = setting(16 * MIB, Size(0, TIB), "The body of a request; a larger one gets 413.")
     body_memory: int = setting(
         512 * KIB, Size(0, GIB), "Of one body kept in memory; more goes to a temporary file without a name."
+    )
+    body_rate: int = setting(
+        KIB, Size(0, GIB), "Bytes a second that a body must come in at on average, after timeouts.rate_grace; 0 = any."
+    )
+    buffered_memory: int = setting(
+        128 * MIB,
+        Size(MIB, TIB),
+        "Of all requests and responses together kept in memory; past it bodies go to files and slow readers are cut.",
+    )
+    buffered_files: int = setting(
+        2 * GIB,
+        Size(0, 1024 * TIB),
+        "Of all requests and responses together kept in temporary files; past it new bodies get 503.",
     )
     pipeline: int = setting(
         64 * KIB,
@@ -139,7 +200,17 @@ class LimitSettings:
     response_buffer: int = setting(
         MIB,
         Size(64 * KIB, GIB),
-        "Of one response kept for a client that reads slowly; then its thread waits.",
+        "Of one response kept in memory for a client that reads slowly.",
+    )
+    response_file: int = setting(
+        0,
+        Size(0, TIB),
+        "Of one response kept in a temporary file when limits.response_buffer is full; past it, its thread waits.",
+    )
+    response_rate: int = setting(
+        KIB,
+        Size(0, GIB),
+        "Bytes a second that a client must read its response at on average, after timeouts.rate_grace; 0 = any.",
     )
 
 

@@ -23,6 +23,6 @@ class Gate:
 
     def admit(self, request: Request) -> Refusal | None:
         """Return why `request` may not come in, None if it may. I/O thread."""
-        if request.content_length > self._limits.body:
+        if request.content_length > request.max_body:
             return refusals.BODY_TOO_LARGE
         return None

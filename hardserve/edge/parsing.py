@@ -112,6 +112,7 @@ class Request(HTTPRequestParser):
         # Not waitress's own, which sets `headers` and an `adj` that nothing here reads: a call for every request.
         self.headers = {}
         self.rules = rules
+        self.max_body = rules.limits.body  # the gate may know a route with another
         self.started = started  # monotonic seconds
         self.head = b""
 
@@ -374,7 +375,7 @@ class Request(HTTPRequestParser):
         if self.chunked:
             if receiver.error is not None:
                 self._refuse(refusals.BAD_CHUNK)
-            elif len(receiver) > self.rules.limits.body:
+            elif len(receiver) > self.max_body:
                 self._refuse(refusals.BODY_TOO_LARGE)
             elif receiver.completed:
                 # The app is given a body whose length is known, and cannot tell that it came in chunks.
