@@ -103,7 +103,7 @@ class ServerSettings:
     max_stuck: int = setting(
         0,
         Int(0, 256),
-        "Threads that may hang past timeouts.app, and are replaced, before the server is unhealthy; 0 = server.threads.",
+        "Threads that may hang past timeouts.app and be replaced before the server is unhealthy; 0 = server.threads.",
     )
     exit_when_stuck: str = setting(
         "auto",
