@@ -1,4 +1,4 @@
-"""What both kinds of thread need to put a response on the wire: reason phrases, the date, refusals as bytes.
+"""What both kinds of thread need to put a response on the wire: reason phrases, the date, and what they share.
 
 Pure functions and one cache; it knows no socket and runs on whichever thread calls it.
 """
@@ -9,8 +9,6 @@ import time
 from contextvars import ContextVar
 from email.utils import formatdate
 from http import HTTPStatus
-
-from hardserve.refusals import Refusal
 
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -45,26 +43,3 @@ class DateClock:
         if current[0] != second:
             current = self._current = (second, formatdate(second, usegmt=True))
         return current[1]
-
-
-def refusal_response(refusal: Refusal, *, request_id: str, date: str, head_only: bool, close: bool) -> bytes:
-    """Return the whole response that tells a client of `refusal`.
-
-    `head_only` is for HEAD (RFC 9110 9.3.2). A 503 says when to come back (RFC 9110 10.2.3).
-    """
-    body = f"{refusal.status} {REASONS[refusal.status]}\n\n{refusal.text}\nRequest id: {request_id}\n".encode()
-    lines = [
-        f"HTTP/1.1 {refusal.status} {REASONS[refusal.status]}",
-        "Content-Type: text/plain; charset=utf-8",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        "X-Content-Type-Options: nosniff",
-        f"X-Request-ID: {request_id}",
-        f"Date: {date}",
-    ]
-    if refusal.status == 503:
-        lines.append("Retry-After: 1")
-    if close:
-        lines.append("Connection: close")
-    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-    return head if head_only else head + body

@@ -55,6 +55,10 @@ REQUEST_LINE_TOO_LONG = Refusal(
     "request_line_too_long", 414, "The request target is too long.", True, "RFC 9110 15.5.15"
 )
 HEADER_TOO_LARGE = Refusal("header_too_large", 431, "The header fields are too large or too many.", True, "RFC 6585 5")
+CHUNK_EXTENSIONS_TOO_LARGE = Refusal(
+    "chunk_extensions_too_large", 400, "The chunk extensions of the request body are too large.", True, "RFC 9112 7.1.1"
+)
+TRAILER_TOO_LARGE = Refusal("trailer_too_large", 431, "The trailer fields are too large.", True, "RFC 6585 5")
 BODY_TOO_LARGE = Refusal("body_too_large", 413, "The request body is too large.", True, "RFC 9110 15.5.14")
 
 # --- deadlines ---

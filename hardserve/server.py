@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import resource
 import signal
 import sys
@@ -17,19 +18,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hardserve import __version__
+from hardserve.edge.budget import Budget
 from hardserve.edge.connection import BUSY, Connection, EdgeContext
+from hardserve.edge.deadlines import Timer
 from hardserve.edge.gate import Gate
 from hardserve.edge.listener import Listener, ListenError, open_listeners
 from hardserve.edge.loop import Loop
 from hardserve.edge.parsing import ParserRules, Request
+from hardserve.edge.readers import Readers
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.ops.banner import banner
+from hardserve.ops.refusallog import RefusalLog
+from hardserve.ops.supervisor import is_supervised
+from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock
-from hardserve.refusals import QUEUE_FULL, Refusal
+from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, Cut, Refusal
 from hardserve.wsgi.task import AppContext, Application, Channel, Received, Task
+from hardserve.wsgi.watch import LOOK_S, PoolContext, Watch
 from hardserve.wsgi.workers import Workers
 
 if TYPE_CHECKING:
@@ -45,7 +53,18 @@ SPARE_DESCRIPTORS = 256
 # A worker that has sent its response may still be in the app's `close`; a log may still be on its way to the disk.
 LAST_WORDS_S = 2.0
 
-Job = tuple[Connection, Request]
+# nginx's for a client that left before it had sent its request, and by now everybody's.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Job(NamedTuple):
+    """A complete request, and where its answer goes."""
+
+    connection: Connection
+    request: Request
+
+    def __repr__(self) -> str:
+        return f"{self.request!r} of {self.connection.peer[0]}"
 
 
 class Server:
@@ -61,7 +80,18 @@ class Server:
         self._app = app
         self._listeners: list[Listener] = []
         self._date = DateClock()
-        self._workers: Workers[Job] = Workers(settings.server.threads, settings.server.queue, self._answer)
+        self._workers: Workers[Job] = Workers(
+            settings.server.threads,
+            settings.server.queue,
+            self._answer,
+            max_client=settings.server.max_client_workers,
+            max_stuck=settings.server.max_stuck,
+        )
+        self._watch = self._make_watch()
+        self._watch_timer = Timer(self._look_at_pool)
+        self._refusal_log = RefusalLog(logger.log)
+        self._refusal_timer = Timer(self._sum_up_refusals)
+        self._pages = ErrorPages()
         self._loop: Loop
         self._app_ctx: AppContext
         self._stop_calls = 0
@@ -75,7 +105,11 @@ class Server:
         return [listener.url for listener in self._listeners]
 
     def bind(self) -> None:
-        """Open every address of the settings. Raises ListenError, and then has opened none."""
+        """Open every address of the settings, and read what refusals look like.
+
+        Raises ListenError, and OSError for a page that cannot be read, and then has opened nothing.
+        """
+        self._pages = ErrorPages.load(getattr(self.settings, "error_page", ()))
         try:
             for address in self.settings.server.bind:
                 self._listeners += open_listeners(address, self.settings.server.backlog)
@@ -110,19 +144,31 @@ class Server:
     def run(self, ready: Callable[[Server], None] | None = None) -> int:
         """Serve until stopped; return the exit code. `ready` is called once connections are accepted.
 
-        0 is a complete drain, or one that took longer than `server.drain` and cut the rest; 1 is a second `stop`.
+        0 is a complete drain, or one that took longer than `server.drain` and cut the rest; 1 is a second `stop`, or
+        a server that has stopped by itself because too many threads hang.
         """
+        settings = self.settings
         self._app_ctx = AppContext(
-            self._app, self._date, self._log_outcome, multithread=self.settings.server.threads > 1
+            self._app,
+            self._date,
+            self._pages,
+            self._log_outcome,
+            multithread=settings.server.threads > 1,
+            interrupts=settings.timeouts.interrupt > 0,
         )
+        budget = Budget(settings.limits.buffered_memory, settings.limits.buffered_files)
         ctx = EdgeContext(
-            settings=self.settings,
-            rules=ParserRules(self.settings.limits),
+            settings=settings,
+            rules=ParserRules(settings.limits),
             date=self._date,
             poller=self._loop,
-            admit=Gate(self.settings.limits).admit,
+            budget=budget,
+            readers=Readers(max(1, settings.server.threads // 2), budget, self._loop),
+            pages=self._pages,
+            admit=Gate(settings.limits).admit,
             dispatch=self._dispatch,
             log_refusal=self._log_refusal,
+            log_cut=self._log_cut,
         )
         self._workers.start()
         if ready is not None:
@@ -131,7 +177,12 @@ class Server:
             self._loop.run(ctx)
         finally:
             self._end()
-        return 1 if self._stop_calls > 1 else 0
+        return 1 if self._stop_calls > 1 or not self.healthy else 0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether fewer than `server.max_stuck` threads hang in the app. Any thread."""
+        return self._watch.healthy
 
     def _end(self) -> None:
         """Cut what is left, and say what that is."""
@@ -145,6 +196,7 @@ class Server:
                 logger.warning("cut after %.1f s: %r of %s", now - request.started, request, connection.peer[0])
                 self._log_outcome(connection, request, 503, 0, "cut_at_stop")
         self._loop.close()
+        self._refusal_log.flush(now)
         self._workers.stop(now if cut or self._stop_calls > 1 else now + LAST_WORDS_S)
 
     def stop(self) -> None:
@@ -172,30 +224,64 @@ class Server:
 
     def _describe_threads(self, now: float) -> str:
         lines = [f"{self._loop!r}, {self._workers!r}"]
-        jobs = {worker.thread.ident: worker for worker in self._workers.workers}
+        jobs = {worker.thread.ident: worker for worker in (*self._workers.workers, *self._workers.stuck)}
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         for ident, frame in sys._current_frames().items():  # noqa: SLF001  # the documented way, despite its name
             worker = jobs.get(ident)
             job = None if worker is None else worker.job
-            doing = f", {now - worker.since:.1f} s on {job[1]!r} of {job[0].peer[0]}" if worker and job else ""
+            doing = f", {now - worker.since:.1f} s on {job!r}" if worker and job else ""
             lines.append(f"thread {names.get(ident, ident)}{doing}")
             lines += [line.rstrip() for line in traceback.format_stack(frame)]
         return "\n".join(lines)
 
     # --- what the edge hands to the workers, and both to the log ---
 
-    def _dispatch(self, connection: Connection, request: Request) -> Refusal | None:
+    def _dispatch(self, connection: Connection, request: Request, now: float) -> Refusal | None:
         """I/O thread."""
-        return None if self._workers.submit((connection, request)) else QUEUE_FULL
+        if not self._workers.submit(Job(connection, request), connection.client, now):
+            return QUEUE_FULL
+        if not self._watch_timer.is_set:
+            self._watch_timer.set(now + LOOK_S, now, self._loop)
+        return None
 
     def _answer(self, job: Job) -> None:
         """Worker thread."""
+        job.request.app_since = time.monotonic()
         try:
             Task(self._app_ctx, *job).run()
         except BaseException:
             # A bug of ours. Nobody else would end the connection: it has no deadline while it is with a worker.
-            job[0].abort(reset=True)
+            job.connection.abort(reset=True)
             raise
+
+    # --- deadlines of the pool, and what follows from them (I/O thread) ---
+
+    def _make_watch(self) -> Watch[Job]:
+        timeouts = self.settings.timeouts
+        ctx = PoolContext[Job](
+            app_since=lambda job: job.request.app_since,
+            expired=lambda job, now: job.connection.refuse_waiting(QUEUE_DEADLINE, now),
+            late=lambda job, now: job.connection.expire(job.request, now),
+            interrupt=self._interrupt,
+            unhealthy=self._on_health,
+        )
+        return Watch(self._workers, ctx, queue_s=timeouts.queue, app_s=timeouts.app, interrupt_s=timeouts.interrupt)
+
+    def _look_at_pool(self, now: float) -> None:
+        again = self._watch.look(now)
+        if again is not None:
+            self._watch_timer.set(again, now, self._loop)
+
+    def _interrupt(self, job: Job) -> None:
+        interrupt = job.request.interrupt
+        if interrupt is not None and interrupt():
+            logger.warning("an exception was raised in the app: %r", job)
+
+    def _on_health(self, unhealthy: bool) -> None:
+        choice = self.settings.server.exit_when_stuck
+        if unhealthy and (choice == "on" or (choice == "auto" and is_supervised(os.environ, os.getpid()))):
+            logger.critical("stopping, to be started again (server.exit_when_stuck = %s)", choice)
+            self.stop()
 
     def _log_outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
         """Any thread."""
@@ -223,8 +309,28 @@ class Server:
 
     def _log_refusal(self, connection: Connection, request: Request, refusal: Refusal, sent: int) -> None:
         """I/O thread."""
-        logger.log(refusal.level, "request %s of %s refused: %s", request.request_id, connection.peer[0], refusal.name)
+        logger.debug("request %s of %s refused: %s", request.request_id, connection.peer[0], refusal.name)
         self._log_outcome(connection, request, refusal.status, sent, refusal.name)
+        self._count(refusal, connection.client)
+
+    def _log_cut(self, connection: Connection, request: Request | None, cut: Cut) -> None:
+        """I/O thread."""
+        logger.debug("connection of %s closed: %s", connection.peer[0], cut.name)
+        if request is not None:
+            self._log_outcome(connection, request, request.status or CLIENT_CLOSED_REQUEST, request.sent, cut.name)
+        self._count(cut, connection.client)
+
+    def _count(self, event: Refusal | Cut, client: str) -> None:
+        now = time.monotonic()
+        self._refusal_log.add(event, client, now)
+        if not self._refusal_timer.is_set:
+            self._sum_up_refusals(now)
+
+    def _sum_up_refusals(self, now: float) -> None:
+        self._refusal_log.due(now)
+        wait_s = self._refusal_log.wait_s(now)
+        if wait_s is not None:
+            self._refusal_timer.set(now + wait_s, now, self._loop)
 
 
 def run(

@@ -175,6 +175,13 @@ class LimitSettings:
     header_line: int = setting(16 * KIB, Size(256, MIB), "One header field, name and value.")
     header: int = setting(64 * KIB, Size(KIB, 16 * MIB), "The whole head of a request.")
     header_count: int = setting(100, Int(1, 10_000), "Header fields in a request.")
+    chunk_line: int = setting(
+        256, Size(32, 64 * KIB), "One chunk's size and extensions, in a body that comes in chunks."
+    )
+    chunk_extensions: int = setting(
+        16 * KIB, Size(0, 16 * MIB), "All chunk extensions of a body, by which they may be larger than the body itself."
+    )
+    trailer: int = setting(8 * KIB, Size(0, MIB), "The trailer fields after a body that came in chunks.")
     body: int = setting(16 * MIB, Size(0, TIB), "The body of a request; a larger one gets 413.")
     body_memory: int = setting(
         512 * KIB, Size(0, GIB), "Of one body kept in memory; more goes to a temporary file without a name."

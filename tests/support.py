@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from hardserve.edge.budget import Budget
+from hardserve.edge.connection import EdgeContext
+from hardserve.edge.gate import Gate
+from hardserve.edge.parsing import ParserRules
+from hardserve.edge.readers import Readers
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.options import from_keywords
+from hardserve.pages import ErrorPages
+from hardserve.protocol import DateClock
+from hardserve.refusals import Refusal
 from hardserve.server import Server
 
 # Everything here ends by itself; a test that waits longer than this has failed.
@@ -85,6 +93,10 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     """Serve `app` on a free port of 127.0.0.1 while the block runs; `settings` as for `hardserve.serve`."""
     settings.setdefault("bind", "127.0.0.1:0")
     settings.setdefault("threads", 4)
+    # Every client here comes from one address, unless a test says otherwise.
+    settings.setdefault("limits_client_connections", 0)
+    settings.setdefault("limits_client_connection_rate", 0)
+    settings.setdefault("max_client_workers", settings["threads"])
     log = RecordingAccessLog()
     server = Server(app, from_keywords(**settings), log)
     server.bind()
@@ -100,6 +112,27 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
             server.stop()  # at once: what a test has not finished is not its subject
             thread.join(PATIENCE_S)
         assert not thread.is_alive(), f"the server did not stop: {server!r}"
+
+
+def edge_context(
+    poller: Any, dispatch: Callable[..., Refusal | None], kind: type[EdgeContext] = EdgeContext, **settings: Any
+) -> EdgeContext:
+    """Return what a connection without a loop needs; what it has to say about refusals goes nowhere."""
+    chosen = from_keywords(**settings)
+    budget = Budget(chosen.limits.buffered_memory, chosen.limits.buffered_files)
+    return kind(
+        settings=chosen,
+        rules=ParserRules(chosen.limits),
+        date=DateClock(),
+        poller=poller,
+        budget=budget,
+        readers=Readers(max(1, chosen.server.threads // 2), budget, poller),
+        pages=ErrorPages(),
+        admit=Gate(chosen.limits).admit,
+        dispatch=dispatch,
+        log_refusal=lambda *_: None,
+        log_cut=lambda *_: None,
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import re
 import select
@@ -17,15 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from hardserve.edge.connection import BUSY, CLOSED, READ_BYTES, Connection, EdgeContext
-from hardserve.edge.parsing import ParserRules, Request
-from hardserve.options import from_keywords
-from hardserve.protocol import DateClock
-from tests.support import PATIENCE_S, Client, Running, serving
+from hardserve.edge.connection import BUSY, CLOSED, READ_BYTES, Connection
+from hardserve.edge.parsing import Request
+from tests.support import PATIENCE_S, Client, Running, edge_context, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -362,7 +362,7 @@ def test_the_file_of_a_body_that_never_ends_is_let_go_with_its_client() -> None:
         eventually(lambda: deleted_files() - before)
         client.reset()
         eventually(lambda: not deleted_files() - before)
-        assert not running.log.entries
+        assert [(entry.status, entry.refusal) for entry in running.log.entries] == [(499, "client_disconnected")]
 
 
 def test_no_app_runs_before_the_last_byte_of_the_body_is_in() -> None:
@@ -624,7 +624,8 @@ def test_a_slow_reader_of_50_mb_gets_all_of_it_and_holds_up_nobody(how: str) -> 
         for number in range(50):
             assert other.get(f"/{number}").body == b"GET /%d " % number
             if how == "stream":
-                assert max(connection.unsent_bytes for connection in held) <= (1 << 20) + len(BLOCK)
+                unsent = [len(outbox) for connection in held if (outbox := connection.outbox) is not None]
+                assert max(unsent, default=0) <= (1 << 20) + len(BLOCK)
         expected = hashlib.sha256()
         for _ in range(MANY):
             expected.update(BLOCK)
@@ -654,7 +655,7 @@ def test_a_client_that_does_not_read_is_not_read_ahead_of_either() -> None:
             client.send(GET)
             client.receive_until(b"\r\n\r\n")
             connection = connections(running)[0]
-            eventually(lambda: connection.unsent)
+            eventually(lambda: connection.outbox)
             client.socket.setblocking(False)
             sent, data = 0, GET * 2000
             while sent < 40_000_000 and select.select([], [client.socket], [], 0.2)[1]:
@@ -818,7 +819,7 @@ def test_a_client_that_takes_nothing_of_its_response_is_cut_off() -> None:
         with running.connect() as client:
             client.send(GET)
             assert closed.wait(PATIENCE_S)
-            assert running.log.wait_for(1)[0].refusal == "client_disconnected"
+            assert running.log.wait_for(1)[0].refusal == "response_deadline"
 
 
 def test_a_refused_client_that_goes_on_is_cut_off_after_the_linger_time() -> None:
@@ -917,7 +918,7 @@ def test_a_full_queue_says_503_and_keeps_the_connection() -> None:
         busy.send(GET)
         eventually(running.server._workers.busy)
         waiting.send(GET)
-        eventually(lambda: running.server._workers._waiting.qsize() == 1)
+        eventually(lambda: running.server._workers.waiting() == 1)
         response = late.get("/")
         assert (response.status, response.header("Retry-After"), response.header("Connection")) == (503, "1", None)
         release.set()
@@ -971,6 +972,7 @@ class Wire:
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room
         self.sent = b""
+        self.kernel_holds = 0
         self.copied = 0
         self.incoming: list[bytes] = []
         self.ended: list[str] = []
@@ -999,6 +1001,9 @@ class Wire:
         self.room -= taken
         self.sent += bytes(data[:taken])
         return taken
+
+    def unacknowledged(self) -> int:
+        return self.kernel_holds
 
     def shutdown_write(self) -> None:
         self.ended.append("end")
@@ -1032,15 +1037,12 @@ class Bench:
         self.wire, self.board = Wire(room), Board()
         self.reports: list[int] = []
         self.dispatched: list[Request] = []
-        chosen = from_keywords(**settings)
 
-        def dispatch(_connection: Connection, request: Request) -> None:
+        def dispatch(_connection: Connection, request: Request, _now: float) -> None:
             self.dispatched.append(request)
 
-        ctx = EdgeContext(
-            chosen, ParserRules(chosen.limits), DateClock(), self.board, lambda _: None, dispatch, lambda *_: None
-        )
-        self.connection = Connection(ctx, self.wire, ("127.0.0.1", 1), None, 0.0)  # type: ignore[arg-type]
+        ctx = edge_context(self.board, dispatch, **settings)
+        self.connection = Connection(ctx, self.wire, ("127.0.0.1", 1), "127.0.0.1", None, 0.0)  # type: ignore[arg-type]
         self.receive(GET)
 
     def receive(self, data: bytes) -> None:
@@ -1048,7 +1050,7 @@ class Bench:
         self.connection.on_readable(0.0)
 
     def finish(self, data: bytes, *, keep_alive: bool) -> None:
-        self.connection.finish(data, keep_alive=keep_alive, flushed=self.reports.append)
+        self.connection.finish(data, keep_alive=keep_alive, flushed=lambda unsent, _reason: self.reports.append(unsent))
         if self.wire.other_thread.ident is not None:
             self.wire.other_thread.join(PATIENCE_S)
 
@@ -1113,34 +1115,43 @@ def test_the_cost_of_a_slow_reader_is_linear_in_what_it_reads() -> None:
     size = 4 << 20
     bench.finish(b"x" * size, keep_alive=True)
     bench.connection.settle(0.0)
-    while bench.connection.unsent:
+    while bench.connection.outbox is not None:
         bench.wire.room = 16384
         bench.wire.sent = b""
         bench.connection.on_writable(0.0)
     assert bench.wire.copied <= 4 * size
 
 
-def test_progress_counts_also_while_the_worker_adds_to_it() -> None:
-    bench = Bench(room=10, timeouts_response="10s")
-    connection = bench.connection
-    connection.write(b"a" * 100)
-    connection.settle(0.0)
-    lock, added = connection.lock, []
+def look(bench: Bench, now: float) -> None:
+    if bench.connection.deadline() <= now:
+        bench.connection.on_deadline(now)
 
-    class Contended:
-        """The worker gets the lock first."""
 
-        def __enter__(self) -> None:
-            lock.acquire()
-            if not added:
-                added.append(True)
-                connection.lock = lock
-                connection._send_or_keep(b"b" * 100)
+def test_a_client_that_takes_what_the_kernel_holds_makes_progress_although_the_socket_stays_full() -> None:
+    bench = Bench(room=10, timeouts_response="10s", limits_response_rate=0)
+    bench.wire.kernel_holds = 1000
+    bench.connection.write(b"a" * 100)
+    start = monotonic()
+    bench.connection.settle(start)
+    for second in range(1, 60):
+        bench.wire.kernel_holds -= 10
+        look(bench, start + second)
+    assert bench.wire.ended == []
+    for second in range(60, 75):
+        look(bench, start + second)
+    assert bench.wire.ended == ["reset"], "nothing was taken for 10 s"
 
-        def __exit__(self, *_: object) -> None:
-            lock.release()
 
-    bench.wire.room = 50
-    connection.lock = Contended()  # type: ignore[assignment]
-    connection.on_writable(9.0)
-    assert connection.deadline() == 19.0
+def test_a_client_that_is_slower_than_the_rate_is_cut_however_often_it_reads() -> None:
+    bench = Bench(room=10, limits_response_rate=1000, timeouts_rate_grace="5s")
+    bench.wire.kernel_holds = 100_000
+    bench.connection.write(b"a" * 100)
+    start = monotonic()
+    bench.connection.settle(start)
+    ended = math.inf
+    for quarter in range(1, 400):
+        bench.wire.kernel_holds -= 125  # 500 bytes a second
+        look(bench, start + quarter / 4)
+        if bench.wire.ended:
+            ended = min(ended, quarter / 4)
+    assert 5 <= ended <= 20  # 5 s of grace are used up by half the rate after 10 s; it is looked at now and then

@@ -61,9 +61,9 @@ def blocks(*, patient: bool = False) -> Iterator[bytes]:
 def test_without_an_interrupt_blocks_and_ends_pass_through() -> None:
     waits = Interruptible()
     source = iter([b"one", b"two"])
-    assert [waits.call(source), waits.call(source)] == [b"one", b"two"]
+    assert [waits.call(source.__next__), waits.call(source.__next__)] == [b"one", b"two"]
     with pytest.raises(StopIteration):
-        waits.call(source)
+        waits.call(source.__next__)
 
 
 def test_what_the_app_raises_passes_through() -> None:
@@ -72,7 +72,7 @@ def test_what_the_app_raises_passes_through() -> None:
         yield b""
 
     with pytest.raises(LookupError, match="its own"):
-        Interruptible().call(app())
+        Interruptible().call(app().__next__)
 
 
 def test_an_app_that_waits_in_a_loop_is_struck_and_cleans_up() -> None:
@@ -95,7 +95,7 @@ def test_an_app_that_waits_in_a_loop_is_struck_and_cleans_up() -> None:
         waits = Interruptible()
         made.set()
         try:
-            waits.call(app())
+            waits.call(app().__next__)
         except AbandonedError as error:
             raised.append(type(error))
 
@@ -118,7 +118,7 @@ def test_it_is_what_a_generator_gets_when_it_is_closed() -> None:
 def test_an_interrupt_between_two_blocks_does_not_strike_what_runs_there() -> None:
     waits = Interruptible()
     source = blocks()
-    waits.call(source)
+    waits.call(source.__next__)
     waits.interrupt()
     innocent()
 
@@ -136,7 +136,7 @@ def test_the_exception_strikes_nowhere_but_inside_the_app() -> None:
                 hunter.prey = waits
                 where = "call"
                 try:
-                    waits.call(source)
+                    waits.call(source.__next__)
                     passed += 1
                 except AbandonedError:
                     struck += 1
@@ -159,7 +159,7 @@ def test_the_lock_is_free_after_any_interrupt() -> None:
             waits = Interruptible()
             hunter.prey = waits
             with contextlib.suppress(AbandonedError):
-                waits.call(blocks())
+                waits.call(blocks().__next__)
             hunter.prey = None
             # The hunter may hold it for a moment, but nobody for ever.
             assert waits._lock.acquire(timeout=PATIENCE_S)
@@ -176,7 +176,7 @@ def test_a_stream_of_many_blocks_is_struck_at_most_once() -> None:
             struck = 0
             for _ in range(30):
                 try:
-                    waits.call(source)
+                    waits.call(source.__next__)
                 except AbandonedError:
                     struck += 1
                     break
@@ -206,4 +206,4 @@ def test_an_app_that_swallows_it_goes_on() -> None:
 
     waits = Interruptible()
     source = app(waits)
-    assert waits.call(source) == b"caught"
+    assert waits.call(source.__next__) == b"caught"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import random
 import socket
@@ -22,13 +23,10 @@ import pytest
 
 from hardserve.edge.connection import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines
-from hardserve.edge.gate import Gate
 from hardserve.edge.listener import Listener
-from hardserve.edge.parsing import ParserRules, Request
-from hardserve.options import from_keywords
-from hardserve.protocol import DateClock
+from hardserve.edge.parsing import Request
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
-from tests.support import PATIENCE_S, Client, Running, serving, switching_often
+from tests.support import PATIENCE_S, Client, Running, edge_context, serving, switching_often
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -62,6 +60,9 @@ class ScriptedTransport:
         self.room -= len(taken)
         self.sent += taken
         return len(taken)
+
+    def unacknowledged(self) -> int:
+        return 0
 
     def shutdown_write(self) -> None:
         self.ends.append("end")
@@ -112,21 +113,13 @@ class Rig:
         self.wheel = Wheel()
         self.dispatched: list[Request] = []
         self.answer_at_once: Callable[[], None] | None = None
-        resolved = from_keywords(**settings)
-        self.ctx = HookedContext(
-            settings=resolved,
-            rules=ParserRules(resolved.limits),
-            date=DateClock(),
-            poller=self.wheel,
-            admit=Gate(resolved.limits).admit,
-            dispatch=self._dispatch,
-            log_refusal=lambda *_: None,
-        )
+        self.ctx = edge_context(self.wheel, self._dispatch, HookedContext, **settings)
         self.now = time.monotonic()  # what `finish` and `write` take for now
-        self.connection = Connection(self.ctx, self.transport, ("192.0.2.1", 1), cast(Listener, None), self.now)
+        peer = ("192.0.2.1", 1)
+        self.connection = Connection(self.ctx, self.transport, peer, peer[0], cast(Listener, None), self.now)
         self.wheel.watch(self.connection, self.now)
 
-    def _dispatch(self, connection: Connection, request: Request) -> None:
+    def _dispatch(self, connection: Connection, request: Request, now: float) -> None:
         self.dispatched.append(request)
         if self.answer_at_once is not None:
             self.answer_at_once()
@@ -138,7 +131,7 @@ class Rig:
     def finish(self, data: bytes = b"answer", *, keep_alive: bool = True) -> list[int]:
         """Answer as a worker; return where the number of bytes that never left will be."""
         unsent: list[int] = []
-        self.connection.finish(data, keep_alive=keep_alive, flushed=unsent.append)
+        self.connection.finish(data, keep_alive=keep_alive, flushed=lambda count, _reason: unsent.append(count))
         return unsent
 
     def resumes(self) -> None:
@@ -150,7 +143,7 @@ class Rig:
         """Have the client take everything."""
         self.transport.room = 1 << 30
         self.resumes()
-        while self.connection.unsent:
+        while self.connection.outbox is not None:
             self.connection.on_writable(self.now)
         self.resumes()
 
@@ -222,7 +215,7 @@ def test_a_request_that_begins_while_a_response_leaves_keeps_its_deadline(began:
 def test_a_connection_taken_during_a_drain_is_idle_for_as_long_as_the_others() -> None:
     rig = Rig()
     rig.ctx.draining = True
-    late = Connection(rig.ctx, rig.transport, ("192.0.2.1", 2), cast(Listener, None), rig.now)
+    late = Connection(rig.ctx, rig.transport, ("192.0.2.1", 2), "192.0.2.1", cast(Listener, None), rig.now)
     assert late.deadline() < rig.now + 2
 
 
@@ -432,7 +425,7 @@ def test_an_app_that_comes_back_as_it_is_to_be_told_is_told_when_it_waits_again(
         yield b"event"
 
     try:
-        waits.call(wait())
+        waits.call(wait().__next__)
     except AbandonedError:
         struck = True
     assert struck
@@ -507,7 +500,7 @@ def test_a_worker_that_waits_for_a_slow_reader_ends_when_the_connection_is_close
 
     worker = threading.Thread(target=write, daemon=True)
     worker.start()
-    while rig.connection.drained is None and worker.is_alive():
+    while rig.connection.waited_since == math.inf and worker.is_alive():
         time.sleep(0.001)
     rig.connection.close()
     worker.join(PATIENCE_S)

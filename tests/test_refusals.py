@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import tempfile
 import threading
@@ -41,6 +42,16 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
     refusals.BODY_TOO_LARGE: ({"limits_body": 1000}, HEAD + b"Content-Length: 1001\r\n\r\ncanary5ec2e7"),
     refusals.HEADER_DEADLINE: ({"timeouts_header": "0.1s"}, HEAD),
     refusals.BODY_DEADLINE: ({"timeouts_body": "0.1s"}, HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7"),
+    refusals.BODY_TOO_SLOW: (
+        {"limits_body_rate": "1KiB", "timeouts_rate_grace": "0.1s"},
+        HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7",
+    ),
+    refusals.QUEUE_DEADLINE: ({"threads": 1, "timeouts_queue": "0.1s"}, HEAD + b"\r\n"),
+    refusals.APP_DEADLINE: ({"timeouts_app": "0.1s"}, HEAD.replace(b"/canary", b"/hang-canary") + b"\r\n"),
+    refusals.BUFFERS_FULL: (
+        {"limits_buffered_memory": "1MiB", "limits_buffered_files": 0, "limits_body_memory": "4MiB"},
+        HEAD + b"Content-Length: 2000000\r\n\r\ncanary5ec2e7" + b"x" * 1_500_000,
+    ),
     refusals.QUEUE_FULL: ({"threads": 1, "queue": 1}, HEAD + b"\r\n"),
     refusals.BODY_NOT_STORED: (
         {"limits_body_memory": 0},
@@ -78,7 +89,8 @@ def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         if "fail" in environ["PATH_INFO"]:
             raise ValueError(environ["PATH_INFO"])
-        assert environ["PATH_INFO"] != "/wait" or release.wait(PATIENCE_S)
+        if environ["PATH_INFO"] == "/wait" or "hang" in environ["PATH_INFO"]:
+            assert release.wait(PATIENCE_S)
         return echo(environ, start_response)
 
     with serving(app, **PROVOKED[refusal][0]) as running, contextlib.ExitStack() as stack:
@@ -86,9 +98,12 @@ def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
         if refusal is refusals.BODY_NOT_STORED:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(tempfile, "tempdir", "/nowhere")  # as a full or vanished disk
+        if refusal is refusals.QUEUE_DEADLINE:
+            stack.enter_context(running.connect()).send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+            eventually(running.server._workers.busy)
         if refusal is refusals.QUEUE_FULL:
             workers = running.server._workers
-            states: list[Callable[[], object]] = [workers.busy, workers._waiting.qsize]
+            states: list[Callable[[], object]] = [workers.busy, workers.waiting]
             for reached in states:
                 stack.enter_context(running.connect()).send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
                 eventually(reached)
@@ -115,7 +130,7 @@ def test_is_produced(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None
         assert fields["Cache-Control"] == "no-store"
         assert fields["X-Content-Type-Options"] == "nosniff"
         assert fields["Date"].endswith(" GMT")
-        assert ("Retry-After" in fields) == (refusal.status == 503)
+        assert ("Retry-After" in fields) == (refusal.status in (429, 503))
         assert fields.get("Connection") == ("close" if refusal.close else None)
 
         if refusal.close:
@@ -128,7 +143,7 @@ def test_is_produced(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None
         assert entry.client == "127.0.0.1"
     said = [record for record in caplog.records if refusal.name in record.getMessage()]
     if refusal is not refusals.APP_FAILED:  # which logs a traceback instead
-        assert [record.levelno for record in said[:1]] == [refusal.level]
+        assert [record.levelno for record in said[:2]] == [logging.DEBUG, refusal.level]
         assert request_id in said[0].getMessage()
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from hardserve.protocol import REASONS, DateClock, refusal_response
-from hardserve.refusals import APP_FAILED, QUEUE_FULL
+from hardserve.protocol import REASONS, DateClock
 from hardserve.wsgi.response import BODILESS, HOP_BY_HOP, BadResponseError, check_head, head_bytes
 
 
@@ -115,24 +114,6 @@ def test_what_cannot_be_encoded_is_refused_and_not_replaced() -> None:
 
 def test_codes_without_a_body_are_codes() -> None:
     assert all(int(code) in REASONS for code in BODILESS)
-
-
-# --- refusals and dates as bytes ---
-
-
-@pytest.mark.parametrize("head_only", [False, True])
-@pytest.mark.parametrize("close", [False, True])
-@pytest.mark.parametrize("refusal", [APP_FAILED, QUEUE_FULL])
-def test_a_refusal_is_a_whole_response(refusal: Any, head_only: bool, close: bool) -> None:
-    data = refusal_response(refusal, request_id="id", date="now", head_only=head_only, close=close)
-    head, _, body = data.partition(b"\r\n\r\n")
-    full = refusal_response(refusal, request_id="id", date="now", head_only=False, close=close).partition(b"\r\n\r\n")[
-        2
-    ]
-    assert body == (b"" if head_only else full)
-    assert f"\r\nContent-Length: {len(full)}\r\n".encode() in head
-    assert (b"\r\nConnection: close" in head) is close
-    assert (b"\r\nRetry-After: 1" in head) is (refusal.status == 503)
 
 
 def test_a_date_is_formatted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

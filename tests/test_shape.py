@@ -17,12 +17,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Dependencies point down: a part may import itself and what stands in its set. Those that are everybody's are data and
 # pure functions, and import nothing but each other. The command line imports what it catches the errors of.
-EVERYBODYS = {"settings", "refusals", "protocol", "values"}
+EVERYBODYS = {"settings", "refusals", "protocol", "pages", "values"}
 ALLOWED: dict[str, set[str]] = {
     "settings": set(),
     "values": {"settings"},
     "refusals": set(),
     "protocol": {"refusals"},
+    "pages": {"settings", "refusals", "protocol"},
     "options": {"settings", "values"},
     "loader": EVERYBODYS,
     "edge": EVERYBODYS,

@@ -218,6 +218,7 @@ def test_the_environ_is_complete_and_of_the_right_types() -> None:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
+        "hardserve.max_body": 16 << 20,
     }
     assert all(type(value) is str for key, value in environ.items() if key.isupper())
 

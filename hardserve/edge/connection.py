@@ -10,23 +10,28 @@ Which thread owns what:
 
 * `phase`, `request`, `ahead`, the wheel and the selector: the I/O thread, with one exception. A worker that holds the
   lock moves `phase` from BUSY to IDLE in `finish`.
-* sending, `unsent`, closing the descriptor: whoever holds `lock`, which is never held over anything that blocks. The
+* sending, `outbox`, closing the descriptor: whoever holds `lock`, which is never held over anything that blocks. The
   lock is what keeps a descriptor from being closed, and its number from being reused, inside another thread's `send`.
 * everything else is written by the I/O thread, and read anywhere.
 
 `finish` makes the connection IDLE *before* it sends. The client may answer the very moment the bytes leave, while the
 worker still waits for the interpreter lock; the I/O thread then takes the next request at once, and need not be woken
-for it. Order is kept by the lock: should the socket not take all of it, the rest is in `unsent` before anybody else
+for it. Order is kept by the lock: should the socket not take all of it, the rest is in `outbox` before anybody else
 can send, and what comes after is queued behind. So an IDLE or LINGER that is read without the lock means "answered",
 not "sent", which is enough to take the next request (`_advance`) and not enough to end anything: whatever closes,
-half-closes or waits looks at `phase` and `unsent` together under the lock (`settle`).
+half-closes or waits looks at `phase` and `outbox` together under the lock (`settle`).
 
 Two threads look at the same thing from two sides: the worker goes IDLE and then looks whether anything was read
 ahead; the I/O thread reads ahead and then looks whether it is IDLE. One of them sees the other's mark, whichever way
 they interleave, and `settle` does no harm when called twice.
 
-What the socket does not take at once is kept in `unsent` and sent by the I/O thread when the socket is writable. Past
-`limits.response_buffer` the worker waits in `write`; the client's deadline for taking it is `timeouts.response`.
+What the socket does not take at once is kept in `outbox`, which exists only while there is something in it, and is
+sent by the I/O thread when the socket is writable. Past `limits.response_buffer` the worker waits in `write`. The
+client must take something every `timeouts.response` and keep to `limits.response_rate`, and edge.readers ends those
+that would keep too many workers.
+
+A worker that does not come back in time loses its connection: `expire` answers in its place and takes the connection
+out of BUSY, and whatever the worker does after that finds that it is not its own any more, and is dropped.
 
 A client that has gone shows as an error on send, or as the end of its stream. The latter may also be a client that
 has only finished *sending* (RFC 9112 9.6), so what the app produces is still sent, and fails soon if nobody is there.
@@ -38,21 +43,24 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from hardserve import refusals
+from hardserve.edge.budget import Budget, Holding
+from hardserve.edge.outbox import Outbox, Report
 from hardserve.edge.parsing import ParserRules, Request
-from hardserve.protocol import CONTINUE, ClientDisconnectedError, DateClock, refusal_response
+from hardserve.edge.readers import PATIENCE_S, Readers
+from hardserve.pages import ErrorPages
+from hardserve.protocol import CONTINUE, ClientDisconnectedError, DateClock
 
 if TYPE_CHECKING:
     from hardserve.edge.listener import Listener
     from hardserve.edge.transport import Transport
-    from hardserve.refusals import Refusal
+    from hardserve.refusals import Cut, Refusal
     from hardserve.settings import Settings
 
 READ_BYTES = 65536
@@ -61,6 +69,10 @@ LINGER_BYTES = 64 << 20
 # How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
 # to close, where closing at once would lose a request that is already on its way.
 DRAIN_IDLE_S = 1.0
+# Requests of one connection that are refused in one turn, so that a pipeline of them does not hold up the others.
+REFUSALS_PER_TURN = 16
+# When a slow reader is looked at first: by then it has acknowledged what was under way when it stopped.
+FIRST_LOOK_S = 0.5
 
 
 class Phase(Enum):
@@ -95,17 +107,18 @@ class EdgeContext:
     rules: ParserRules
     date: DateClock
     poller: Poller
+    budget: Budget
+    readers: Readers
+    pages: ErrorPages
     admit: Callable[[Request], Refusal | None]
-    dispatch: Callable[[Connection, Request], Refusal | None]
-    log_refusal: Callable[[Connection, Request, Refusal, int], None]
+    dispatch: Callable[[Connection, Request, float], Refusal | None]
+    log_refusal: Callable[[Connection, Request, Refusal, int], None]  # with the bytes that were answered
+    log_cut: Callable[[Connection, Request | None, Cut], None]  # the request that is not answered because of it
     draining: bool = False
 
     def idle_s(self) -> float:
         """Return how long a connection may stay idle. Any thread."""
         return DRAIN_IDLE_S if self.draining else self.settings.timeouts.keep_alive
-
-
-Report = Callable[[int], None]  # called once with how many bytes of a response never left
 
 
 def new_request_id() -> str:
@@ -117,18 +130,20 @@ class Connection:
     """See the module's head for which thread may call what."""
 
     __slots__ = (
-        "_ctx", "_cut", "_reading", "_writing", "abandon", "ahead", "drained", "eof", "lingered",
-        "listener", "lock", "open_ended", "peer", "phase", "read_deadline", "request", "slot", "transport", "unsent",
-        "unsent_bytes", "write_deadline",
+        "_aborted", "_ahead_counted", "_ctx", "_drained", "_ended_by", "_reading", "_served", "_writing", "abandon",
+        "ahead", "begun", "client", "eof", "lingered", "listener", "lock", "open_ended", "opened", "outbox", "peer",
+        "phase", "read_deadline", "request", "slot", "transport", "waited_since", "write_deadline",
     )  # fmt: skip
 
     def __init__(
-        self, ctx: EdgeContext, transport: Transport, peer: tuple[str, int], listener: Listener, now: float
+        self, ctx: EdgeContext, transport: Transport, peer: tuple[str, int], client: str, listener: Listener, now: float
     ) -> None:
         # For its lifetime.
         self._ctx = ctx
         self.transport = transport
         self.peer = peer  # host and port; ("unix:", 0) on a Unix socket
+        self.client = client  # by whom it is counted; "" is nobody in particular
+        self.opened = now
         self.listener = listener
         self.lock = threading.Lock()
         self.phase: Phase = IDLE
@@ -136,36 +151,48 @@ class Connection:
         self._reading = True
         self._writing = False
         self.eof = False
+        self._served = 0  # requests
+        self._ended_by: Cut = refusals.CLIENT_LEFT
         # For one request.
         self.request: Request | None = None
         self.ahead = b""  # arrived, not parsed yet
-        self.read_deadline = now + ctx.idle_s()
+        self._ahead_counted = 0
+        self.read_deadline = now + min(ctx.settings.timeouts.first_byte, ctx.idle_s())
         self.lingered = 0
         # For one response.
         self.write_deadline = math.inf
-        self.unsent: deque[memoryview | Report] | None = None  # each response's last bytes are followed by its report
-        self.unsent_bytes = 0
-        self.drained: threading.Condition | None = None  # where a worker waits for `unsent` to shrink
+        self.outbox: Outbox | None = None  # each response's last bytes are followed by its report
+        self._drained: threading.Condition | None = None  # where a worker waits for `outbox` to shrink
+        self.waited_since = math.inf  # monotonic seconds, while a worker does
+        self.begun = False  # some of a response in parts may have left
         self.open_ended = False  # a response whose end only the app knows
         self.abandon: Callable[[], bool] | None = None  # interrupts the app's wait between two chunks
-        self._cut: str = ""  # what was sent of a response is all there will be: "end" or "reset" the connection
+        self._aborted: str = ""  # what was sent of a response is all there will be: "end" or "reset" the connection
 
     def __repr__(self) -> str:
         return (
             f"<Connection {self.peer[0]}:{self.peer[1]} {self.phase.value} ahead={len(self.ahead)} "
-            f"unsent={self.unsent_bytes}{' eof' if self.eof else ''}>"
+            f"unsent={self.outbox!r}{' eof' if self.eof else ''}>"
         )
 
     def deadline(self) -> float:
         # While something is unsent the client is held to taking it, and to nothing else.
-        return self.write_deadline if self.unsent else min(self.read_deadline, self.write_deadline)
+        return self.write_deadline if self.outbox is not None else self.read_deadline
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nothing has been asked here, None when something is in progress. I/O thread."""
+        if self.phase is not IDLE or self.outbox is not None:
+            return None
+        return self.read_deadline - self._ctx.settings.timeouts.keep_alive if self._served else self.opened
 
     # --- I/O thread: reading ---
 
     def on_readable(self, now: float) -> bool:
         """Take what has arrived and do what follows from it; return whether anything had. I/O thread."""
         room = READ_BYTES
-        if self.phase is BUSY or (self.unsent and self.phase is not LINGER):
+        waits = self.ahead or self.phase is BUSY or (self.outbox is not None and self.phase is not LINGER)
+        if waits:
             room = max(1, min(room, self._ctx.settings.limits.pipeline - len(self.ahead)))
         try:
             data = self.transport.receive(room)
@@ -185,8 +212,6 @@ class Connection:
                 self.close()
         else:
             self.ahead = self.ahead + data if self.ahead else data
-            if len(self.ahead) >= self._ctx.settings.limits.pipeline and (self.phase is BUSY or self.unsent):
-                self._update_interest(read=False)
             self._advance(now)
         return True
 
@@ -196,15 +221,28 @@ class Connection:
         `phase` is read without the lock: a worker that is still sending has gone IDLE before, and what the next
         request is answered queues behind it.
         """
-        while self.ahead and self.phase is not BUSY and not self.unsent:
+        refused = self._served
+        while self.ahead and self.phase is not BUSY and self.outbox is None:
             if self.phase is LINGER or self.phase is CLOSED:
                 self.ahead = b""
-                return
-            self._parse_ahead(now)
-        if not self._reading and not self.eof and self.phase is not CLOSED:
-            waits = self.phase is BUSY or bool(self.unsent)
-            if not waits or len(self.ahead) < self._ctx.settings.limits.pipeline:
-                self._update_interest(read=True)
+            elif self._served - refused >= REFUSALS_PER_TURN:
+                self._ctx.poller.wake(self)  # the rest in the next turn: others have asked, too
+                break
+            else:
+                self._parse_ahead(now)
+        if self.ahead or self._ahead_counted or not self._reading:
+            self._bound_ahead()
+
+    def _bound_ahead(self) -> None:
+        """Read on only while what cannot be parsed yet is within its bounds."""
+        self._ctx.budget.add("", len(self.ahead) - self._ahead_counted, 0)
+        self._ahead_counted = len(self.ahead)
+        if self.eof or self.phase is CLOSED:
+            return
+        full = len(self.ahead) >= self._ctx.settings.limits.pipeline or self._ctx.budget.memory_short
+        reading = not (self.ahead and full)
+        if reading != self._reading:
+            self._update_interest(read=reading)
 
     def _parse_ahead(self, now: float) -> None:
         request = self.request
@@ -214,28 +252,70 @@ class Connection:
         had_head = request.headers_finished
         consumed = request.feed(data)
         self.ahead = data[consumed:] if consumed < len(data) else b""
-        if request.refusal is None and request.headers_finished and not had_head:
-            if not request.request_id:
-                request.request_id = new_request_id()
-            request.refusal = self._ctx.admit(request)
+        if request.refusal is None:
+            request.refusal = self._judge(request, had_head=had_head)
         if request.refusal is not None:
             self.refuse(request.refusal, now)
         elif request.completed:
             self._dispatch(request, now)
         elif request.headers_finished:
-            if request.expect_continue and not had_head and not self.ahead and not self._send(CONTINUE, now):
-                return
-            self._await(BODY, now + self._ctx.settings.timeouts.body, now)
+            if not had_head:
+                request.body_since = now
+                if request.expect_continue and not self.ahead and not self._send(CONTINUE, now):
+                    return
+            self._await(BODY, self._body_deadline(request, now), now)
         elif self.phase is not HEAD and request.head:
             self._await(HEAD, now + self._ctx.settings.timeouts.header, now)
+
+    def _judge(self, request: Request, *, had_head: bool) -> Refusal | None:
+        if request.headers_finished and not had_head:
+            if not request.request_id:
+                request.request_id = new_request_id()
+            refusal = self._ctx.admit(request)
+            if refusal is not None:
+                return refusal
+        # An ordinary request has no body, its head came in one piece, and nothing of it is kept.
+        return self._hold(request) if request.body_rcv is not None or not request.completed else None
+
+    def _hold(self, request: Request) -> Refusal | None:
+        """Count what is kept of a request that is more than a head in one piece."""
+        if request.holding is None:
+            request.holding = Holding(self._ctx.budget, self.client)
+        if self._ctx.budget.memory_short and request.headers_finished:
+            request.to_file()
+        try:
+            memory, files = request.buffered()
+            fits = request.holding.update(memory, files)
+            if not fits and memory > files and request.headers_finished:
+                request.to_file()  # a disk may still have the room that memory has not
+                fits = request.holding.update(*request.buffered())
+        except OSError:
+            return refusals.BODY_NOT_STORED
+        return None if fits else refusals.BUFFERS_FULL
+
+    def _body_deadline(self, request: Request, now: float) -> float:
+        """Return when a body is late whose client sends nothing from now on: an idle limit, a rate, a ceiling."""
+        return min(now + self._ctx.settings.timeouts.body, *self._body_ends(request))
+
+    def _body_ends(self, request: Request) -> tuple[float, float]:
+        """Return when a body is too slow with what has come of it, and when it has taken too long in all."""
+        timeouts, rate = self._ctx.settings.timeouts, self._ctx.settings.limits.body_rate
+        slow = request.body_since + timeouts.rate_grace + sum(request.buffered()) / rate if rate else math.inf
+        return slow, request.body_since + timeouts.body_total if timeouts.body_total else math.inf
 
     def _dispatch(self, request: Request, now: float) -> None:
         self.read_deadline = math.inf
         if self.phase is not IDLE:
             # It is filed for a deadline that may be later than the one `finish` will set.
             self._ctx.poller.watch(self, now)
+        if request.holding is not None and request.body_rcv is None:
+            request.holding.release()
         self.phase = BUSY
-        refusal = self._ctx.dispatch(self, request)
+        settings = self._ctx.settings
+        self._served += 1
+        if self._served >= settings.limits.connection_requests or now - self.opened >= settings.timeouts.connection:
+            request.keep_alive = False
+        refusal = self._ctx.dispatch(self, request, now)
         if refusal is not None:
             self.refuse(refusal, now)
 
@@ -250,15 +330,7 @@ class Connection:
         """Answer without the app, and end the connection if the refusal or the request asks for it. I/O thread."""
         request = self.request
         assert request is not None  # there is one from the first byte on
-        request.request_id = request.request_id or new_request_id()
         close = refusal.close or self._ctx.draining or not (request.completed and request.keep_alive)
-        answer = refusal_response(
-            refusal,
-            request_id=request.request_id,
-            date=self._ctx.date.text(),
-            head_only=request.command == "HEAD",
-            close=close,
-        )
         self._end_request()
         if close:
             self.phase = LINGER
@@ -266,10 +338,53 @@ class Connection:
         else:
             self.phase = IDLE
             self.read_deadline = now + self._ctx.idle_s()
+        self._answer(request, refusal, now, close=close)
+
+    def _answer(self, request: Request, refusal: Refusal, now: float, *, close: bool) -> None:
+        request.request_id = request.request_id or new_request_id()
+        answer = self._ctx.pages.response(
+            refusal,
+            accept=request.headers.get("HTTP_ACCEPT", ""),
+            request_id=request.request_id,
+            date=self._ctx.date.text(),
+            head_only=request.command == "HEAD",
+            close=close,
+        )
         alive = self._send(answer, now)
         self._ctx.log_refusal(self, request, refusal, len(answer))
-        if alive and close and not self.unsent:
+        if alive and close and self.outbox is None:
             self._linger(now)
+
+    def refuse_waiting(self, refusal: Refusal, now: float) -> None:
+        """Refuse a request that was dispatched and that no worker has taken or will take. I/O thread."""
+        if self.phase is BUSY:
+            self.refuse(refusal, now)
+            self.settle(now)
+
+    def expire(self, request: Request, now: float) -> bool:
+        """Answer in the place of a worker that takes too long; return whether there was anything to answer.
+
+        From here on, what the worker does about this request is dropped. I/O thread.
+        """
+        with self.lock:
+            if self.phase is not BUSY or self.request is not request:
+                return False  # it was answered, or its client has gone
+            begun = self.begun
+            self._forget_request()
+            self.phase = LINGER
+            self._ended_by = refusals.APP_DEADLINE_MIDWAY
+        self.ahead = b""
+        if begun:
+            self._ctx.log_cut(self, request, refusals.APP_DEADLINE_MIDWAY)
+            self.close(reset=True, why=refusals.APP_DEADLINE_MIDWAY)
+        else:
+            self._answer(request, refusals.APP_DEADLINE, now, close=True)
+        return True
+
+    def cut(self, why: Cut, now: float) -> None:  # noqa: ARG002  # Reader's contract
+        """End the connection at once and without a word. I/O thread."""
+        self._ctx.log_cut(self, None, why)
+        self.close(why=why)
 
     def _end_request(self) -> None:
         if self.request is not None:
@@ -284,70 +399,95 @@ class Connection:
         except OSError:
             self.close()
             return False
-        if self.unsent:
+        if self.outbox is not None:
             self._await_writable(now)
         return True
 
     def _await_writable(self, now: float) -> None:
-        self.write_deadline = now + self._ctx.settings.timeouts.response
+        self.write_deadline = now + min(FIRST_LOOK_S, self._ctx.settings.timeouts.response)
         self._update_interest(write=True)
         self._ctx.poller.watch(self, now)
+        self._ctx.readers.add(self, now)
 
     def on_writable(self, now: float) -> None:
         """Send what the socket takes of what is unsent. I/O thread."""
         reports: list[Report] = []
-        progress = 0
         try:
             with self.lock:
-                progress = self._flush(reports)
+                reports = self._flush()
         except OSError:
             self.close()
         for report in reports:
-            report(0)
-        if progress:
-            self.write_deadline = now + self._ctx.settings.timeouts.response
+            report(0, "")
         self.settle(now)
 
-    def _flush(self, reports: list[Report]) -> int:
-        """Send from the front of `unsent` and return how many bytes; add the reports that are due to `reports`.
+    def _flush(self) -> list[Report]:
+        """Send from the outbox, and let go of it when it is empty; return the reports that are due.
 
         The caller holds the lock. Raises OSError.
         """
-        before = self.unsent_bytes
-        while self.unsent:
-            item = self.unsent[0]
-            if isinstance(item, memoryview):
-                sent = self.transport.send(item)
-                self.unsent_bytes -= sent
-                if sent < len(item):
-                    self.unsent[0] = item[sent:]
-                    break
-            else:
-                reports.append(item)
-            self.unsent.popleft()
-        if self.drained is not None and self.unsent_bytes <= self._ctx.settings.limits.response_buffer // 2:
-            self.drained.notify()
-        return before - self.unsent_bytes
+        outbox = self.outbox
+        if outbox is None:
+            return []
+        reports = outbox.send(self.transport.send)
+        if self._drained is not None and outbox.memory <= self._ctx.settings.limits.response_buffer // 2:
+            self._drained.notify()
+        if not outbox:
+            outbox.close()
+            self.outbox = None
+        return reports
+
+    def _look_at_reader(self, outbox: Outbox, now: float) -> None:
+        """Hold the client to taking its response: an idle limit, and a rate. I/O thread."""
+        settings = self._ctx.settings
+        timeouts, rate = settings.timeouts, settings.limits.response_rate
+        # What the kernel took is not what the client took: its buffer may hold megabytes, and then stay full for
+        # minutes while a slow but honest client reads.
+        taken = outbox.acknowledged(self.transport.unacknowledged())
+        progress = taken > outbox.seen
+        if progress:
+            outbox.seen, outbox.seen_at = taken, now
+        idle = outbox.seen_at + timeouts.response
+        slow = outbox.since + timeouts.rate_grace + taken / rate if rate else math.inf
+        if now >= idle:
+            self.cut(refusals.RESPONSE_DEADLINE, now)
+        elif now >= slow:
+            self.cut(refusals.RESPONSE_TOO_SLOW, now)
+        else:
+            self.write_deadline = min(idle, slow, now + timeouts.response / 4 if progress else math.inf)
+
+    def reading_rate(self, now: float) -> float | None:
+        """Return the bytes a second at which the client takes its response, None before it can be told. I/O thread."""
+        outbox = self.outbox
+        if outbox is None or now - outbox.since < PATIENCE_S:
+            return None
+        return outbox.acknowledged(self.transport.unacknowledged()) / (now - outbox.since)
 
     def settle(self, now: float) -> None:
         """Do what follows from what a worker, or the client, has done to this connection. I/O thread."""
         with self.lock:
             # No worker is inside `finish` now, so that these belong together.
-            phase, unsent, cut = self.phase, bool(self.unsent), self._cut
+            phase, aborted, outbox = self.phase, self._aborted, self.outbox
+            sendable = outbox is not None and outbox.sendable
         if phase is CLOSED:
             if self.abandon is not None:
                 self._begin_abandoning(now)  # the stream began after its client had gone
             return
-        if cut:
-            self.close(reset=cut == "reset")
+        if aborted:
+            self.close(reset=aborted == "reset")
             return
-        if unsent:
-            if not self._writing:
+        if outbox is not None:
+            if sendable and not self._writing:
                 self._await_writable(now)
+            elif self._writing and not sendable:
+                self._update_interest(write=False)  # the worker is still writing to the file, and will wake this
+            if self.waited_since < math.inf:
+                self._ctx.readers.add(self, now)
             return
         if self._writing:
             self.write_deadline = math.inf
             self._update_interest(write=False)
+            self._ctx.readers.discard(self)
         if phase is LINGER:
             self._linger(now)
         else:
@@ -356,8 +496,13 @@ class Connection:
     def _read_on(self, phase: Phase, now: float) -> None:
         if self.read_deadline == math.inf and phase is not BUSY:
             # Its client has just read the last of a response, and may have begun with the next request meanwhile.
-            timeouts = self._ctx.settings.timeouts
-            self.read_deadline = now + {HEAD: timeouts.header, BODY: timeouts.body}.get(phase, self._ctx.idle_s())
+            if phase is HEAD:
+                self.read_deadline = now + self._ctx.settings.timeouts.header
+            elif phase is BODY and self.request is not None:
+                self.request.body_since = now  # nothing was read meanwhile
+                self.read_deadline = self._body_deadline(self.request, now)
+            else:
+                self.read_deadline = now + self._ctx.idle_s()
         if phase is BUSY and self.eof and self.open_ended:
             self._begin_abandoning(now)
         self._advance(now)
@@ -369,7 +514,7 @@ class Connection:
     def _is_over(self) -> bool:
         """Return whether a client that sends no more has been answered all that it asked."""
         with self.lock:
-            return not self.ahead and self.phase not in (BUSY, LINGER, CLOSED) and not self.unsent
+            return not self.ahead and self.phase not in (BUSY, LINGER, CLOSED) and self.outbox is None
 
     def _linger(self, now: float) -> None:
         """Let the client read the last answer: closing with unread bytes would reset it (RFC 9112 9.6)."""
@@ -387,23 +532,27 @@ class Connection:
         if self.deadline() > now:
             self._ctx.poller.watch(self, now)  # a worker has just moved it
             return
-        if self.unsent:
-            self.close()
+        outbox = self.outbox
+        if outbox is not None:
+            self._look_at_reader(outbox, now)
         elif (abandon := self.abandon) is not None and self.client_gone():
             self._abandon(abandon, now)
         elif self.phase is HEAD:
             self.refuse(refusals.HEADER_DEADLINE, now)
-        elif self.phase is BODY:
-            self.refuse(refusals.BODY_DEADLINE, now)
+        elif self.phase is BODY and self.request is not None:
+            slow, _ = self._body_ends(self.request)
+            self.refuse(refusals.BODY_TOO_SLOW if now >= slow else refusals.BODY_DEADLINE, now)
+        elif self.phase is LINGER:
+            self.cut(refusals.LINGER_DEADLINE, now)
         elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late
-            self.close()
+            self.cut(refusals.KEEP_ALIVE_DEADLINE if self._served else refusals.FIRST_BYTE_DEADLINE, now)
         if self.phase is not CLOSED:
             self._ctx.poller.watch(self, now)
 
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""
         with self.lock:
-            if self.phase is IDLE and not self.unsent:
+            if self.phase is IDLE and self.outbox is None:
                 self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
         # A busy one will be given a shorter deadline by `finish` than the one it is filed under.
         self._ctx.poller.watch(self, now)
@@ -421,38 +570,39 @@ class Connection:
             # The app was between two blocks. If it waits again, and again for so long, it is told then.
             self._begin_abandoning(now)
 
-    def close(self, *, reset: bool = False) -> None:
+    def close(self, *, reset: bool = False, why: Cut = refusals.CLIENT_LEFT) -> None:
         """Close the socket; a worker that still answers gets ClientDisconnectedError. I/O thread."""
         if self.phase is CLOSED:
             return
         self._ctx.poller.closed(self)
+        self._ctx.readers.discard(self)
+        reports: list[tuple[Report, int]] = []
         with self.lock:
-            busy = self.phase is BUSY
+            phase = self.phase
             # Half a response must not look like a whole one, and its end may be all that marks it as such.
-            halfway = bool(self.unsent) or (busy and self.abandon is not None)
+            halfway = self.outbox is not None or (phase is BUSY and self.begun)
             self.phase = CLOSED
+            self._ended_by = why
             self.transport.close(reset=reset or halfway)
-            unsent, self.unsent = self.unsent, None
-            if self.drained is not None:
-                self.drained.notify()
-        self._report_unsent(unsent or ())
+            if self.outbox is not None:
+                reports = self.outbox.close()
+                self.outbox = None
+            if self._drained is not None:
+                self._drained.notify()
+        for report, unsent in reports:
+            report(unsent, why.name)
         self.ahead = b""
+        if self._ahead_counted:
+            self._bound_ahead()
         self.write_deadline = math.inf
-        if not busy:
+        if phase is BODY and self.request is not None:
+            self._ctx.log_cut(self, self.request, why)
+        if phase is not BUSY:
             self._end_request()  # of a busy one the worker still reads the body
             return
         self.read_deadline = math.inf
         if self.abandon is not None:
             self._begin_abandoning(monotonic())
-
-    def _report_unsent(self, unsent: Iterable[memoryview | Report]) -> None:
-        count = 0
-        for item in unsent:
-            if isinstance(item, memoryview):
-                count += len(item)
-            else:
-                item(count)
-                count = 0
 
     def _update_interest(self, *, read: bool | None = None, write: bool | None = None) -> None:
         self._reading = self._reading if read is None else read
@@ -462,62 +612,90 @@ class Connection:
     # --- worker thread ---
 
     def _send_or_keep(self, data: bytes) -> None:
-        """Send what the socket takes and keep the rest. The caller holds the lock; raises OSError."""
+        """Send what the socket takes and keep the rest in memory. The caller holds the lock; raises OSError."""
+        rest = self._offer(data)
+        if rest is not None:
+            self._keep_in().put(rest)
+
+    def _offer(self, data: bytes) -> memoryview | None:
+        """Send what the socket takes, if it is due, and return the rest, None if that is nothing."""
         sent = 0
-        if not self.unsent:
+        if self.outbox is None:
             sent = self.transport.send(data)
             if sent == len(data):
-                return
-            if self.unsent is None:
-                self.unsent = deque()
-        # A view, because a rest that shrinks by what the client reads would else be copied each time.
-        self.unsent.append(memoryview(data)[sent:])
-        self.unsent_bytes += len(data) - sent
+                return None
+        return memoryview(data)[sent:]
+
+    def _keep_in(self) -> Outbox:
+        if self.outbox is None:
+            self.outbox = Outbox(self._ctx.budget, monotonic(), self.transport.unacknowledged())
+        return self.outbox
 
     def client_gone(self) -> bool:
         """Return whether nobody seems to be left to read the response. Any thread."""
-        return self.phase is CLOSED or bool(self._cut) or (self.eof and self.open_ended)
+        return self.phase in (LINGER, CLOSED) or (self.eof and self.open_ended)
 
     def write(self, data: bytes) -> None:
         """Send a part of a response, waiting while the client has too much of it unread. Worker thread.
 
-        Raises ClientDisconnectedError when the client has gone.
+        Raises ClientDisconnectedError when the client has gone, or was cut: its text is the reason.
         """
+        limits = self._ctx.settings.limits
         with self.lock:
-            if self.phase is CLOSED:
-                raise ClientDisconnectedError
+            self._check_mine()
+            self.begun = True
             if self.eof and self.read_deadline != math.inf:
                 self.read_deadline = monotonic() + self._ctx.settings.timeouts.abandoned  # the app is not stuck
             try:
-                self._send_or_keep(data)
+                rest = self._offer(data)
             except OSError as error:
-                raise ClientDisconnectedError from error
-            if not self.unsent:
+                raise ClientDisconnectedError(refusals.CLIENT_LEFT.name) from error
+            if rest is None:
                 return
-        self._ctx.poller.wake(self)
-        if self.unsent_bytes > self._ctx.settings.limits.response_buffer:
-            self._wait_until_drained()
+            outbox = self._keep_in()
+            store = outbox.memory + len(rest) > limits.response_buffer and outbox.may_store(
+                len(rest), limits.response_file
+            )
+            if store:
+                outbox.begin_storing()
+            else:
+                outbox.put(rest)
+        if store:
+            stretch = outbox.store(rest)
+            with self.lock:
+                outbox.end_storing(rest, stretch)
+        if outbox.memory > limits.response_buffer:
+            self._wait_until_drained(outbox)
+        else:
+            self._ctx.poller.wake(self)
 
-    def _wait_until_drained(self) -> None:
+    def _check_mine(self) -> None:
+        if self.phase is not BUSY:
+            raise ClientDisconnectedError(self._ended_by.name)
+
+    def _wait_until_drained(self, outbox: Outbox) -> None:
         limit = self._ctx.settings.limits.response_buffer // 2
         with self.lock:
-            self.drained = threading.Condition(self.lock)
-            # Ends by itself: `timeouts.response` closes a connection that takes nothing, and closing notifies.
-            while self.phase is not CLOSED and self.unsent_bytes > limit:
-                self.drained.wait()
-            self.drained = None
-        if self.phase is CLOSED:
-            raise ClientDisconnectedError
+            self._drained = threading.Condition(self.lock)
+            self.waited_since = monotonic()
+            self._ctx.poller.wake(self)
+            # Ends by itself: a client that takes nothing, or too little, is cut, and that notifies.
+            while self.phase is BUSY and outbox.memory > limit:
+                self._drained.wait()
+            self._drained = None
+            self.waited_since = math.inf
+            self._check_mine()
 
     def finish(self, data: bytes, *, keep_alive: bool, flushed: Report) -> None:
         """Send the last bytes of a response and hand the connection back to the I/O thread. Worker thread.
 
-        `flushed` is called with the number of bytes that never left, by this thread if all of them fit, else by the
-        I/O thread when they are sent or the connection is closed. Nothing of this connection may be touched after.
+        `flushed` is called with the number of bytes that never left and the reason, by this thread if all of them
+        fit, else by the I/O thread when they are sent or the connection is closed. Nothing of this connection may be
+        touched after.
         """
         with self.lock:
             self._forget_request()
-            if self.phase is CLOSED:
+            if self.phase is not BUSY:
                 unsent = len(data)
             else:
                 self.read_deadline = monotonic() + self._ctx.idle_s()
@@ -527,13 +705,13 @@ class Connection:
                     try:
                         self._send_or_keep(data)
                     except OSError:
-                        unsent, self._cut = len(data), "end"
-                if self.unsent:
+                        unsent, self._aborted = len(data), "end"
+                if self.outbox is not None:
                     self.read_deadline = math.inf  # being idle begins when the client has it all
-                    self.unsent.append(flushed)
+                    self.outbox.report_when_sent(flushed)
                     self._ctx.poller.wake(self)
                     return
-        flushed(unsent)
+        flushed(unsent, self._ended_by.name if unsent else "")
         if self.phase is not IDLE or self.ahead or self.eof or unsent:
             self._ctx.poller.wake(self)
 
@@ -547,8 +725,11 @@ class Connection:
         `open_ended` is one without a known length. `abandon` is called by the I/O thread when nobody has been left to
         read it for `timeouts.abandoned`, and may be called once more after `finish` began; it returns whether it hit.
         """
-        self.abandon = abandon
-        self.open_ended = open_ended
+        with self.lock:
+            if self.phase not in (BUSY, CLOSED):
+                return  # it was taken from this worker
+            self.abandon = abandon
+            self.open_ended = open_ended
         if self.phase is CLOSED or (open_ended and self.eof):
             self._ctx.poller.wake(self)
 
@@ -560,12 +741,16 @@ class Connection:
         """
         with self.lock:
             self._forget_request()
-            if self.phase is CLOSED:
+            if self.phase is not BUSY:
                 return
-            unsent, self.unsent = self.unsent, None
-            self._cut = "reset" if reset else "end"
+            self._aborted = "reset" if reset else "end"
             self.phase = LINGER
-        self._report_unsent(unsent or ())
+            reports = []
+            if self.outbox is not None:
+                reports = self.outbox.close()
+                self.outbox = None
+        for report, unsent in reports:
+            report(unsent, self._ended_by.name)
         self._ctx.poller.wake(self)
 
     def _forget_request(self) -> None:
@@ -574,5 +759,6 @@ class Connection:
         The caller is the worker and holds the lock.
         """
         self.request = None
+        self.begun = False
         self.open_ended = False
         self.abandon = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 SLOT_S = 0.25
@@ -23,6 +24,47 @@ class Timed(Protocol):
 
     def deadline(self) -> float:
         """Return the moment in monotonic seconds, or `math.inf` while nothing is awaited."""
+
+    def on_deadline(self, now: float) -> None:
+        """Do what is due. Called for what `due` returned; it may have been given more time since."""
+
+
+class Timer:
+    """Calls `action(now)` once each time it is set, no later than a slot after the moment it was set to."""
+
+    __slots__ = ("_action", "_at", "slot")
+
+    def __init__(self, action: Callable[[float], None]) -> None:
+        self._action = action
+        self._at = math.inf
+        self.slot: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Timer at={self._at}>"
+
+    @property
+    def is_set(self) -> bool:
+        return self._at < math.inf
+
+    def set(self, at: float, now: float, deadlines: Watcher) -> None:
+        """Have it called at `at`, or earlier if it was set to that. `deadlines` has it filed."""
+        if at < self._at:
+            self._at = at
+            deadlines.watch(self, now)
+
+    def deadline(self) -> float:
+        return self._at
+
+    def on_deadline(self, now: float) -> None:
+        if self._at <= now:
+            self._at = math.inf
+            self._action(now)
+
+
+class Watcher(Protocol):
+    """Whoever files what can run out of time."""
+
+    def watch(self, item: Timed, now: float) -> None: ...
 
 
 class Deadlines:

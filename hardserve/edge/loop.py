@@ -14,11 +14,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import cast
 
 from hardserve.edge.admission import Acceptor, Peer
 from hardserve.edge.connection import CLOSED, Connection, EdgeContext
-from hardserve.edge.deadlines import Deadlines
+from hardserve.edge.deadlines import Deadlines, Timed
 from hardserve.edge.listener import Listener
 from hardserve.edge.transport import HeldCalls, PlainTransport
 
@@ -142,11 +141,13 @@ class Loop:
 
     def _end_late(self, now: float) -> None:
         for late in self._deadlines.due(now):
-            connection = cast(Connection, late)
+            if type(late) is not Connection:
+                late.on_deadline(now)
+                continue
             try:
-                connection.on_deadline(now)
+                late.on_deadline(now)
             except Exception:
-                self._give_up(connection)
+                self._give_up(late)
 
     def _give_up(self, connection: Connection) -> None:
         """A bug of ours met this connection: it ends, everybody else is served on."""
@@ -176,7 +177,7 @@ class Loop:
         self._wake_sent = False
 
     def _admit(self, accepted: socket.socket, peer: Peer, listener: Listener, now: float) -> None:
-        connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, listener, now)
+        connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, peer[0], listener, now)
         self.connections.add(connection)
         self._selector.register(accepted.fileno(), READ, connection)
         self._deadlines.watch(connection, now)
@@ -203,8 +204,9 @@ class Loop:
         else:
             self._selector.unregister(descriptor)
 
-    def watch(self, connection: Connection, now: float) -> None:
-        self._deadlines.watch(connection, now)
+    def watch(self, item: Timed, now: float) -> None:
+        """Have `item.on_deadline` called when its deadline has passed."""
+        self._deadlines.watch(item, now)
 
     def closed(self, connection: Connection) -> None:
         self.set_interest(connection, read=False, write=False)

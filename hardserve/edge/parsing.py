@@ -1,7 +1,7 @@
 """Bytes to requests: waitress's parser, made linear, faster and strict. I/O thread only; knows no socket.
 
-waitress's `HTTPRequestParser`, `FixedStreamReceiver` and `OverflowableBuffer` collect bodies; its `ChunkedReceiver` is
-narrowed below. The head is read here instead, for three reasons. It concatenates what has arrived at every read,
+waitress's `HTTPRequestParser`, `FixedStreamReceiver` and `OverflowableBuffer` collect bodies, and edge.chunks decodes
+chunked ones. The head is read here instead, for three reasons. It concatenates what has arrived at every read,
 which is quadratic in the size of a head that drips in. It accepts what two parties may read differently (RFC 9112
 11.2). And what its regular expressions cost each request is spent once for each distinct line here: clients send the
 same header lines again and again, so a line that was found good is remembered with what it means.
@@ -12,32 +12,37 @@ tests/test_waitress_contract.py pins every attribute of waitress that this modul
 from __future__ import annotations
 
 import contextlib
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from typing import TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser
-from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
-from waitress.utilities import BadRequest
+from waitress.receiver import FixedStreamReceiver
 
 from hardserve import refusals
+from hardserve.edge.budget import Holding
+from hardserve.edge.chunks import FIELD_LINE, TOKEN, StrictChunkedReceiver
 from hardserve.refusals import Refusal
 from hardserve.settings import LimitSettings
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # RFC 9112 3: method SP request-target SP HTTP-version. Methods are case-sensitive and every registered one is upper
 # case (RFC 9110 9.1, 16.1.1). Bytes above 0x7F are not allowed in a target, but command-line clients send UTF-8 there
 # and nothing reads them as a delimiter, so they pass, deliberately.
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z0-9!#$%&'*+\-.^_`|~]{0,31}) ([\x21-\x7e\x80-\xff]+) HTTP/(\d)\.(\d)")
-# RFC 9112 5: no space before the colon, no folded lines; RFC 9110 5.5: no control characters but HTAB in a value.
-_HEADER_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-# RFC 9110 7.2, RFC 3986 3.2: a name or an address, and a port; never a user name.
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z._~-]+)?\]|[0-9A-Za-z._~!$&'()*+,;=%-]+)(?::\d{0,5})?")
+# RFC 9112 2.2: a server should ignore an empty line before a request, which some clients send after a body. More than
+# these are no habit of any client.
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
+_EMPTY_LINES_BYTES = 64
+# RFC 9110 7.2, RFC 3986 3.2: a name or an address, and a port; never a user name, and no zone (RFC 9844).
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]++)\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})++)(?::(\d{0,5}))?")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?]*)(/?.*)")
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
-_CHUNK_LINE = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CODING = re.compile(TOKEN.decode())
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._:+/=@-]{1,128}")
 
 # What a request line is remembered as: method, version, target as given, path, query, and the authority of an absolute
@@ -56,8 +61,6 @@ _ONCE = {
 }
 # Longer than any real length and still an int64: 5,000 digits cannot reach int().
 _CONTENT_LENGTH = re.compile(rb"\d{1,18}")
-_MAX_CHUNK_LINE = 256
-_MAX_TRAILER = 8192
 
 
 class _MalformedError(Exception):
@@ -87,6 +90,25 @@ def _remember(memory: dict[bytes, _RememberedT], line: bytes, meaning: _Remember
     memory[line] = meaning
 
 
+def _is_host(text: bytes) -> bool:
+    match = _HOST.fullmatch(text)
+    if match is None:
+        return False
+    address, port = match.groups()
+    if address is not None:
+        try:
+            IPv6Address(address.decode())
+        except ValueError:
+            return False
+    return not port or int(port) <= 65_535
+
+
+def _normal_host(host: str, default_port: str) -> str:
+    """Return what hosts are compared by (RFC 9110 4.2.3): case, an empty port and the scheme's own do not count."""
+    name, _, port = host.lower().rpartition(":")
+    return name if name and port in ("", default_port) else host.lower()
+
+
 class Request(HTTPRequestParser):
     """One request, from its first byte to the last of its body.
 
@@ -105,8 +127,19 @@ class Request(HTTPRequestParser):
     query = ""
     path = ""
     request_id = ""
+    holding: Holding | None = None  # what is counted of it; whoever closes the request releases it
+    body_since = 0.0  # when its body began to be awaited (monotonic seconds)
+    app_since = math.inf  # since when the app owes a part of its answer; written by its worker
+    interrupt: Callable[[], bool] | None = None  # raises an exception in the app, where that is wanted
+    status = 0  # of a response in parts, and what was sent of it: for a log line when it is cut; written by its worker
+    sent = 0
     proxy_netloc = ""  # the authority of an absolute-form target
     headers: dict[str, str]
+    _head_bytes = 0  # of a finished head that a body follows
+    _empty_lines = 0  # bytes of them before the request line
+    # What is known of an unfinished head: lines that are complete, and where the last one begins.
+    _lines = 0
+    _line_start = 0
 
     def __init__(self, rules: ParserRules, started: float) -> None:
         # Not waitress's own, which sets `headers` and an `adj` that nothing here reads: a call for every request.
@@ -128,20 +161,22 @@ class Request(HTTPRequestParser):
             return self._feed_body(data)
         if self.completed:
             return 0
-        if not self.head:
+        held = len(self.head)
+        if not held:
             # Nearly every head arrives in one piece: it is not copied before it is parsed.
             start = 0
             if data[0] in b"\r\n":
-                start = len(data) - len(data.lstrip(b"\r\n"))  # RFC 9112 2.2: empty lines before the request line
+                start = self._skip_empty_lines(data)
             end = data.find(b"\r\n\r\n", start)
             if end >= 0:
                 self._finish_head(data[start:end])
                 return end + 4
             self.head = data[start:]
-            consumed = len(data)
+        elif self.head == b"\r":  # half an empty line
+            self.head = b""
+            return self.feed(b"\r" + data) - 1
         else:
             # A head in pieces: the bytearray grows in place, and only what is new is searched.
-            held = len(self.head)
             if not isinstance(self.head, bytearray):
                 self.head = cast(bytes, bytearray(self.head))
             cast(bytearray, self.head).extend(data)
@@ -149,29 +184,79 @@ class Request(HTTPRequestParser):
             if end >= 0:
                 self._finish_head(bytes(self.head[:end]))
                 return end + 4 - held
-            consumed = len(data)
-        self._check_unfinished_head()
-        return consumed
+        if self.head:
+            self._check_unfinished_head(held)
+        return len(data)
+
+    def buffered(self) -> tuple[int, int]:
+        """Return how many bytes are kept of this request now, in memory and in a temporary file. Costs no search.
+
+        A head counts as many as it came in, also when it has become fields and its body is awaited.
+        """
+        if self.body_rcv is None:
+            return len(self.head), 0
+        buffer = self.body_rcv.getbuf()
+        return (self._head_bytes, len(buffer)) if buffer.overflowed else (self._head_bytes + len(buffer), 0)
+
+    def to_file(self) -> None:
+        """Move what there is of the body to a temporary file, and have the rest go there. I/O thread.
+
+        Does nothing where no body is to come. Raises OSError when there can be no file; the request is then to be
+        refused.
+        """
+        if self.body_rcv is not None:
+            buffer = self.body_rcv.getbuf()
+            buffer.overflow = 0
+            buffer.getfile()  # makes one, of the kind that `overflow` asks for
+            buffer.append(b"")  # moves one that is of the other kind
 
     def close(self) -> None:
         """Release the body. Closing a file on a full disk raises what writing it has raised already."""
         with contextlib.suppress(OSError):
             super().close()
+        if self.holding is not None:
+            self.holding.release()
 
-    def _check_unfinished_head(self) -> None:
-        """Refuse as soon as it is sure, not when the head is complete: some of it may never come."""
+    def _skip_empty_lines(self, data: bytes) -> int:
+        start = cast(re.Match[bytes], _EMPTY_LINES.match(data)).end()
+        self._empty_lines += start
+        # Past the cap they are left where no line may begin with one.
+        return start if self._empty_lines <= _EMPTY_LINES_BYTES else 0
+
+    def _check_unfinished_head(self, held: int) -> None:
+        """Refuse as soon as it is sure, not when the head is complete: some of it may never come.
+
+        `held` bytes of it have been looked at before, and are not again.
+        """
         head, limits = self.head, self.rules.limits
-        first = head[:8]
-        if first[:1] == b"\x16":  # a TLS ClientHello
-            self._refuse(refusals.TLS_ON_PLAIN_PORT)
+        if not self._lines:
+            self._check_unfinished_line(held)
+            if self.refusal is not None:
+                return
+        self._lines += head.count(b"\r\n", max(0, held - 1))
+        self._line_start = head.rfind(b"\n", held) + 1 or self._line_start
+        if not self._lines:
             return
-        line_end = head.find(b"\n", 0, limits.request_line + 2) - 1
-        if line_end < 0 and len(head) > limits.request_line + 1:
-            self._refuse(refusals.REQUEST_LINE_TOO_LONG)
-        elif len(head) > limits.header + 3:  # all of the empty line but its last byte may be here
+        if (
+            len(head) > limits.header + 3  # all of the empty line but its last byte may be here
+            or self._lines - 1 > limits.header_count
+            or len(head) - self._line_start > limits.header_line + 1  # a CR
+        ):
             self._refuse(refusals.HEADER_TOO_LARGE)
-        elif line_end >= 0 and not (head[line_end] == 13 and _REQUEST_LINE.fullmatch(head, 0, line_end)):
-            # HTTP/0.9, other protocols and clients that end lines with a bare LF never send what would end the head.
+
+    def _check_unfinished_line(self, held: int) -> None:
+        """Judge what there is of the request line. Other protocols never send what would end it, or the head."""
+        head, limit = self.head, self.rules.limits.request_line
+        if head == b"\r":
+            return  # half an empty line
+        if not 65 <= head[0] <= 90:  # a method begins with a capital letter
+            self._refuse(refusals.TLS_ON_PLAIN_PORT if head[0] == 0x16 else refusals.BAD_REQUEST_LINE)
+            return
+        end = head.find(b"\n", held)
+        if (len(head) if end < 0 else end) > limit + 1:  # a CR
+            self._refuse(refusals.REQUEST_LINE_TOO_LONG)
+        elif end >= 0 and not (head[end - 1] == 13 and _REQUEST_LINE.fullmatch(head, 0, end - 1)):
+            # HTTP/0.9, and clients that end lines with a bare LF.
             self._refuse(refusals.BAD_REQUEST_LINE)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -188,7 +273,10 @@ class Request(HTTPRequestParser):
             self._refuse(malformed.refusal)
             return
         self.headers_finished = True
-        self.completed = self.body_rcv is None
+        if self.body_rcv is None:
+            self.completed = True
+        else:
+            self._head_bytes = len(head)
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse a complete head (without the empty line that ends it). Raises `_MalformedError`."""
@@ -240,7 +328,7 @@ class Request(HTTPRequestParser):
             self._settle_request_id(headers)
 
     def _parse_line(self, line: bytes) -> _Field | None:
-        match = _HEADER_LINE.fullmatch(line)
+        match = FIELD_LINE.fullmatch(line)
         if match is None:
             raise _MalformedError(refusals.BAD_HEADER)
         name, raw = match[1], match[2].rstrip(b" \t")
@@ -252,7 +340,7 @@ class Request(HTTPRequestParser):
             key = name.decode("latin-1").upper().replace("-", "_")
             if key not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
                 key = "HTTP_" + key
-            if key == "HTTP_HOST" and raw and not _HOST.fullmatch(raw):
+            if key == "HTTP_HOST" and raw and not _is_host(raw):
                 raise _MalformedError(refusals.BAD_HOST)
             if key == "CONTENT_LENGTH" and not _CONTENT_LENGTH.fullmatch(raw):
                 raise _MalformedError(refusals.BAD_CONTENT_LENGTH)
@@ -280,8 +368,9 @@ class Request(HTTPRequestParser):
         path, _, query = target.partition(b"?")
         if b"#" in target:
             raise _MalformedError(refusals.BAD_TARGET)  # RFC 9112 3.2: a fragment is never sent
-        if b"%" in path:
-            if _BAD_ESCAPE.search(path):
+        if b"%" in target:
+            # RFC 3986 2.1, also of a query, which is not decoded here: whoever does would have to guess.
+            if _BAD_ESCAPE.search(target) or b"%00" in path:
                 raise _MalformedError(refusals.BAD_TARGET)
             path = unquote_to_bytes(path)
         if path[:2] == b"//":
@@ -304,7 +393,7 @@ class Request(HTTPRequestParser):
         if target == b"*" and self.command == "OPTIONS":
             return b"", b""  # the server as a whole; a WSGI path is empty or begins with a slash
         match = _ABSOLUTE.fullmatch(target)
-        if match is None or not _HOST.fullmatch(match[1]):
+        if match is None or not _is_host(match[1]):
             raise _MalformedError(refusals.BAD_TARGET)
         rest = match[2]
         return match[1], rest if rest[:1] == b"/" else b"/" + rest
@@ -323,8 +412,10 @@ class Request(HTTPRequestParser):
         if not host and (self.version == "1.1" or host is not None):
             raise _MalformedError(refusals.BAD_HOST)
         authority = self.proxy_netloc
-        if authority and host and authority.lower() != host.lower():
-            raise _MalformedError(refusals.BAD_HOST)
+        if authority and host:
+            port = "443" if self.request_uri[4:5] in "sS" else "80"
+            if _normal_host(authority, port) != _normal_host(host, port):
+                raise _MalformedError(refusals.BAD_HOST)
         if authority:
             headers["HTTP_HOST"] = authority
 
@@ -337,13 +428,9 @@ class Request(HTTPRequestParser):
             if self.version == "1.0" or length is not None:
                 raise _MalformedError(refusals.BAD_TRANSFER_ENCODING)
             if coding.lower() != "chunked":
-                raise _MalformedError(
-                    refusals.BAD_TRANSFER_ENCODING
-                    if "chunked" in coding.lower()
-                    else refusals.UNKNOWN_TRANSFER_ENCODING
-                )
+                raise _MalformedError(self._wrong_coding(coding))
             self.chunked = True
-            self.body_rcv = StrictChunkedReceiver(self._body_buffer())
+            self.body_rcv = StrictChunkedReceiver(self._body_buffer(), self.rules.limits)
         elif length is not None:
             self.content_length = int(length)
             if self.content_length > 0:
@@ -353,6 +440,15 @@ class Request(HTTPRequestParser):
             if expect.lower() != "100-continue":
                 raise _MalformedError(refusals.UNKNOWN_EXPECTATION)
             self.expect_continue = self.body_rcv is not None
+
+    def _wrong_coding(self, coding: str) -> Refusal:
+        """Return what is said to codings other than one `chunked`."""
+        codings = [name.strip(" \t").lower() for name in coding.split(",")]
+        # RFC 9112 6.3: the body ends nowhere if the last one is not `chunked`; 6.1: which is never applied twice.
+        delimits = codings[-1] == "chunked" and codings.count("chunked") == 1
+        if delimits and all(_CODING.fullmatch(name) for name in codings):
+            return refusals.UNKNOWN_TRANSFER_ENCODING
+        return refusals.BAD_TRANSFER_ENCODING
 
     def _body_buffer(self) -> OverflowableBuffer:
         # waitress moves a body to a temporary file (unlinked from the start) when it reaches the size it is given.
@@ -372,65 +468,13 @@ class Request(HTTPRequestParser):
         except OSError:  # from the temporary file: no space, no directory, too many files
             self._refuse(refusals.BODY_NOT_STORED)
             return len(data)
-        if self.chunked:
-            if receiver.error is not None:
-                self._refuse(refusals.BAD_CHUNK)
-            elif len(receiver) > self.max_body:
+        if isinstance(receiver, StrictChunkedReceiver):
+            if receiver.refusal is not None:
+                self._refuse(receiver.refusal)
+            elif receiver.announced > self.max_body:
                 self._refuse(refusals.BODY_TOO_LARGE)
             elif receiver.completed:
                 # The app is given a body whose length is known, and cannot tell that it came in chunks.
                 self.headers["CONTENT_LENGTH"] = str(len(receiver))
         self.completed = self.completed or receiver.completed
         return consumed
-
-
-class StrictChunkedReceiver(ChunkedReceiver):
-    """waitress's chunk collector with a decoder of our own (RFC 9112 7.1).
-
-    waitress takes an empty line between chunks, sizes of any length, and joins an unfinished line or trailer to what it
-    had at every read. Here every line ends in CRLF, has its place and its cap, and only an unfinished line is kept.
-    """
-
-    trailer_bytes = 0
-
-    def received(self, s: bytes) -> int:
-        """Decode from the front of `s` to the end of the body or of `s`; return how many bytes that was."""
-        position, size = 0, len(s)
-        while position < size and not self.completed:
-            if self.chunk_remainder > 0:
-                piece = s[position : position + self.chunk_remainder]
-                self.buf.append(piece)
-                position += len(piece)
-                self.chunk_remainder -= len(piece)
-                self.validate_chunk_end = self.chunk_remainder == 0
-                continue
-            end = s.find(b"\n", position) + 1 or size
-            self.control_line += s[position:end]
-            position = end
-            if self.control_line[-1:] == b"\n":
-                line, self.control_line = self.control_line, b""
-                if line[-2:] != b"\r\n" or not self._take_line(line[:-2]):
-                    self._fail()
-            elif len(self.control_line) > (_MAX_TRAILER if self.all_chunks_received else _MAX_CHUNK_LINE) + 1:
-                self._fail()  # the one is for a CR
-        return position
-
-    def _take_line(self, line: bytes) -> bool:
-        """Take one line from between the data; return whether it may stand there."""
-        if self.validate_chunk_end:
-            self.validate_chunk_end = False
-            return not line
-        if self.all_chunks_received:
-            # RFC 9110 6.5.1: a recipient may drop trailers, and these are; nothing is ever merged from them.
-            self.trailer_bytes += len(line)
-            self.completed = not line
-            return self.trailer_bytes <= _MAX_TRAILER and (not line or bool(_HEADER_LINE.fullmatch(line)))
-        if len(line) > _MAX_CHUNK_LINE or not _CHUNK_LINE.fullmatch(line):
-            return False
-        self.chunk_remainder = int(line.partition(b";")[0], 16)
-        self.all_chunks_received = self.chunk_remainder == 0
-        return True
-
-    def _fail(self) -> None:
-        self.error = BadRequest("chunk")
-        self.completed = True

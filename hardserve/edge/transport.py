@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import socket
 import struct
+import termios
 from typing import Protocol
 
 HELD_BYTES = 65536
@@ -32,6 +34,9 @@ class Transport(Protocol):
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what fits now and return how many bytes that was, 0 for none. Raises OSError when broken."""
+
+    def unacknowledged(self) -> int:
+        """Return how many bytes were sent and have not reached the peer's kernel, 0 where that cannot be told."""
 
     def shutdown_write(self) -> None:
         """Tell the peer that nothing more follows. Never raises."""
@@ -109,6 +114,12 @@ class PlainTransport:
                 return self._held.send(self._socket.fileno(), data)
             return self._socket.send(data)
         except (BlockingIOError, InterruptedError):
+            return 0
+
+    def unacknowledged(self) -> int:
+        try:
+            return struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
+        except OSError:
             return 0
 
     def shutdown_write(self) -> None:

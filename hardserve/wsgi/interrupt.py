@@ -1,31 +1,37 @@
-"""Ending an app's wait for an event that nobody will be there to read.
+"""Ending an app's work for a client that will not be there to read it.
 
-A generator that waits cannot be closed from another thread: it is running. What can be done is what Ctrl-C does to the
-main thread: raise an exception in it, at the next bytecode it runs. That reaches a loop that sleeps and looks again; it
-does not reach one blocking call in C, which ends when it ends.
+A thread cannot be ended from outside, and a generator that waits cannot be closed from another thread: it is running.
+What can be done is what Ctrl-C does to the main thread: raise an exception in it, at the next bytecode it runs. That
+reaches a loop that sleeps and looks again; it does not reach one blocking call in C, which ends when it ends.
 
-An exception out of nowhere is not something to do to code that may have work left, so it is done only to an app that
-has been asked for the next block of an open response, whose client has been gone for `timeouts.abandoned`, and that
-has not come back since. The lock makes sure that it can never hit anything else: `call` marks where the exception may
-strike, and clears one that was raised too late to strike there.
+An exception out of nowhere is not something to do to code that may have work left, so it is done only in two cases: to
+an app that has been asked for the next block of an open response, whose client has been gone for
+`timeouts.abandoned`, and that has not come back since; and, where `timeouts.interrupt` asks for it, to an app that is
+late. The lock makes sure that it can never hit anything else: `call` marks where the exception may strike, and clears
+one that was raised too late to strike there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class AbandonedError(GeneratorExit):
-    """The client of a stream has gone. Raised inside the app, where it waits for the next block.
+    """Nobody waits for what the app is doing. Raised inside the app.
 
-    It is what `close` raises in a generator that is not running, so that code prepared for the one is for the other.
+    It is what `close` raises in a generator that is not running, so that code prepared for the one is for the other,
+    and no `except Exception` takes it for a failure that can be mended.
     """
 
 
 class Interruptible:
-    """A worker's wait for the next block. Made by the worker; `interrupt` may be called from the I/O thread."""
+    """A stretch of a worker's work in the app. Made by the worker; `interrupt` may be called from the I/O thread."""
 
     __slots__ = ("_inside", "_lock", "_raised", "_thread")
 
@@ -35,12 +41,12 @@ class Interruptible:
         self._inside = False
         self._raised = False
 
-    def call(self, iterator: Iterator[bytes]) -> bytes:
-        """Return the next block. Raises what the app raises, and AbandonedError after `interrupt`."""
+    def call(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns. Raises what it raises, and AbandonedError after `interrupt`."""
         try:
             try:
                 self._inside = True
-                return next(iterator)
+                return function()
             finally:
                 with self._lock:
                     self._inside = False
@@ -49,8 +55,25 @@ class Interruptible:
                 # It may still be under way: take it back, or it would strike whatever this thread does next.
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
 
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Let nothing strike in the block, which `function` has called back into, and is ours. Worker thread.
+
+        Raises AbandonedError instead of entering it, if that is under way already.
+        """
+        with self._lock:
+            self._inside = False
+        if self._raised:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
+            raise AbandonedError
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside = True
+
     def interrupt(self) -> bool:
-        """Raise AbandonedError in the app, if it is waiting for its next block; return whether that was done."""
+        """Raise AbandonedError in the app, if that is where its thread is; return whether that was done."""
         with self._lock:
             if self._inside and not self._raised:
                 self._raised = True

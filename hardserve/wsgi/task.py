@@ -14,16 +14,21 @@ This module does not know sockets or the I/O thread: `Channel` is what it asks o
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
 from typing import IO, Any, Protocol
 from wsgiref.util import FileWrapper
 
 from hardserve import refusals
-from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, DateClock, refusal_response
+from hardserve.pages import ErrorPages
+from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, DateClock
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.response import BadResponseError, Head, check_head, head_bytes
 
@@ -54,7 +59,7 @@ class Channel(Protocol):
     def client_gone(self) -> bool: ...
     def begin_stream(self, *, open_ended: bool, abandon: Callable[[], bool]) -> None: ...
     def write(self, data: bytes) -> None: ...
-    def finish(self, data: bytes, *, keep_alive: bool, flushed: Callable[[int], None]) -> None: ...
+    def finish(self, data: bytes, *, keep_alive: bool, flushed: Callable[[int, str], None]) -> None: ...
     def abort(self, *, reset: bool) -> None: ...
 
 
@@ -72,6 +77,11 @@ class Received(Protocol):
     started: float
     logged: bool
     body_rcv: Any
+    max_body: int
+    app_since: float
+    interrupt: Callable[[], bool] | None
+    status: int
+    sent: int
 
     def get_body_stream(self) -> IO[bytes]: ...
     def close(self) -> None: ...
@@ -89,8 +99,10 @@ class AppContext:
 
     app: Application
     date: DateClock
+    pages: ErrorPages
     outcome: Outcome
     multithread: bool
+    interrupts: bool  # an app that is late is interrupted
     base_environ: Environ = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +139,8 @@ class Task:
     _truncated = False
     _sent = 0  # bytes on the wire, head and framing included
     _body_sent = 0
-    _interruptible: Interruptible | None = None
+    _interruptible: Interruptible | None = None  # while it waits for the next block of a stream
+    _guard: Interruptible | None = None  # wherever the app runs, if one that is late is interrupted
 
     def __init__(self, ctx: AppContext, channel: Channel, request: Received) -> None:
         self._ctx = ctx
@@ -145,9 +158,9 @@ class Task:
             self._call_app()
         except (ClientDisconnectedError, AbandonedError) as error:
             if self._head is None:
-                self._app_failed(error)  # the app's own: nothing was sent or interrupted yet
+                self._app_failed(error)  # the app's own, or it was late
             else:
-                self._client_left(self._head)
+                self._client_left(self._head, str(error) or "client_disconnected")
         except BaseException as error:
             self._app_failed(error)
         finally:
@@ -157,7 +170,12 @@ class Task:
     # --- the app ---
 
     def _call_app(self) -> None:
-        blocks = self._ctx.app(self._environ(), self._start_response)
+        if not self._ctx.interrupts:
+            blocks = self._ctx.app(self._environ(), self._start_response)
+        else:
+            self._guard = Interruptible()
+            self._request.interrupt = self._guard.interrupt
+            blocks = self._guard.call(partial(self._ctx.app, self._environ(), self._start_response))
         try:
             iterator = iter(blocks)
             head = self._head
@@ -166,7 +184,10 @@ class Task:
                 self._announce_stream(open_ended=True)
             while True:
                 try:
-                    block = next(iterator) if self._interruptible is None else self._interruptible.call(iterator)
+                    if self._interruptible is None and self._guard is None:
+                        block = next(iterator)
+                    else:
+                        block = self._await_block(iterator)
                 except StopIteration:
                     break
                 if block:
@@ -179,7 +200,14 @@ class Task:
         finally:
             close = getattr(blocks, "close", None)
             if close is not None:
-                close()
+                close() if self._guard is None else self._guard.call(close)
+
+    def _await_block(self, iterator: Iterator[bytes]) -> bytes:
+        """Return the next block, unless the app is interrupted in its wait for it."""
+        step: Callable[[], bytes] = iterator.__next__
+        if self._interruptible is not None:
+            step = partial(self._interruptible.call, step)
+        return step() if self._guard is None else self._guard.call(step)
 
     def _environ(self) -> Environ:
         request, channel = self._request, self._channel
@@ -196,6 +224,7 @@ class Task:
         environ["REMOTE_PORT"] = str(port) if port else ""
         environ["wsgi.input"] = io.BytesIO() if request.body_rcv is None else request.get_body_stream()
         environ["hardserve.client_disconnected"] = channel.client_gone
+        environ["hardserve.max_body"] = request.max_body
         environ.update(request.headers)
         environ["HTTP_X_REQUEST_ID"] = request.request_id
         return environ
@@ -219,7 +248,8 @@ class Task:
     def _write(self, data: bytes) -> None:
         """The `write` callable of PEP 3333."""
         if data:
-            self._send_block(data, None)
+            with contextlib.nullcontext() if self._guard is None else self._guard.held_off():
+                self._send_block(data, None)
 
     def _send_block(self, block: bytes, blocks: Iterable[bytes] | None) -> None:
         """Send `block`, which came from `blocks`; None for one that came through `write`."""
@@ -305,6 +335,8 @@ class Task:
 
     def _stream(self, start: bytes, block: bytes, *, open_ended: bool) -> None:
         self._streaming = True
+        assert self._head is not None
+        self._request.status = int(self._head.status[:3])
         self._announce_stream(open_ended=open_ended)
         self._put(start + block)
 
@@ -315,7 +347,11 @@ class Task:
 
     def _put(self, data: bytes) -> None:
         self._sent += len(data)
+        request = self._request
+        request.sent = self._sent
+        request.app_since = math.inf  # from here it is the client who may be late
         self._channel.write(data)
+        request.app_since = monotonic()
 
     def _finish(self, data: bytes) -> None:
         self._streaming = False
@@ -323,10 +359,10 @@ class Task:
         self._sent += len(data)
         self._channel.finish(data, keep_alive=self._keep_alive, flushed=self._flushed)
 
-    def _flushed(self, unsent: int) -> None:
+    def _flushed(self, unsent: int, reason: str) -> None:
         """Log the request. Worker thread, or the I/O thread if the client was slow to take it."""
         assert self._head is not None
-        self._report(int(self._head.status[:3]), self._sent - unsent, "client_disconnected" if unsent else "")
+        self._report(int(self._head.status[:3]), self._sent - unsent, reason)
 
     def _report(self, status: int, sent: int, reason: str) -> None:
         self._ctx.outcome(self._channel, self._request, status, sent, reason)
@@ -338,11 +374,11 @@ class Task:
 
     # --- when it goes wrong ---
 
-    def _client_left(self, head: Head) -> None:
-        """The client went away while the app was answering: nobody is to blame, and nobody is left to tell."""
+    def _client_left(self, head: Head, reason: str) -> None:
+        """The client went away, or was cut, while the app was answering: nobody is left to tell."""
         if not self._finished:
             self._channel.abort(reset=True)
-            self._report(int(head.status[:3]), self._sent, "client_disconnected")
+            self._report(int(head.status[:3]), self._sent, reason)
 
     def _app_failed(self, error: BaseException) -> None:
         self._log_failure(error)
@@ -357,8 +393,9 @@ class Task:
         refusal = refusals.APP_FAILED
         request = self._request
         self._keep_alive = request.keep_alive and self._channel.may_keep_alive()
-        answer = refusal_response(
+        answer = self._ctx.pages.response(
             refusal,
+            accept=request.headers.get("HTTP_ACCEPT", ""),
             request_id=request.request_id,
             date=self._ctx.date.text(),
             head_only=request.command == "HEAD",
@@ -369,7 +406,7 @@ class Task:
         self._channel.finish(
             answer,
             keep_alive=self._keep_alive,
-            flushed=lambda unsent: self._report(refusal.status, len(answer) - unsent, refusal.name),
+            flushed=lambda unsent, reason: self._report(refusal.status, len(answer) - unsent, reason or refusal.name),
         )
 
     def _log_failure(self, error: BaseException) -> None:

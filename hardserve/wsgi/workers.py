@@ -1,23 +1,41 @@
 """The threads that run the app, and the queue in front of them.
 
-The queue is `queue.SimpleQueue`: put and get are one call into C each, where waitress's dispatcher is
-Python code under a condition variable. Waking as few workers as possible instead, because threads that all want the
+No client has more than `max_client` jobs in the pool, waiting for a thread or with one: the others are held back, in
+their order, until one of them ends, so that whoever asks next finds a thread and not a crowd. What is in the pool is
+taken first come, first served; both together are bounded in number, and by age through `expire`.
+
+Threads wait on a `queue.SimpleQueue` of tokens: put and get are one call into C each, where a condition variable is
+Python code. A token says "look", and the jobs are in a deque beside it, where the I/O thread can look at the oldest;
+one token too many does no harm. Waking as few workers as possible instead, because threads that all want the
 interpreter lock slow each other down, was tried and measured: with system calls that keep that lock
 (edge.transport.HeldCalls) it bought nothing, and its bookkeeping cost a twentieth of all requests a second.
+
+A worker that hangs cannot be ended, so it is replaced: `replace` starts another thread in its place, up to
+`max_stuck` of them, and the old one ends by itself when its job does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 logger = logging.getLogger("hardserve.wsgi")
 
 JobT = TypeVar("JobT")
+
+
+class Entry(NamedTuple, Generic[JobT]):
+    """A job in the queue. `client` is whom it counts for, "" for nobody; `since` when it came (monotonic seconds)."""
+
+    job: JobT
+    client: str
+    since: float
 
 
 class Worker(Generic[JobT]):
@@ -29,74 +47,196 @@ class Worker(Generic[JobT]):
     def __init__(self, pool: Workers[JobT], number: int) -> None:
         self._pool = pool
         self.job: JobT | None = None
+        self.client = ""
         self.since = 0.0
+        self.replaced = False  # written by the I/O thread, with the pool's lock
         self.thread = threading.Thread(target=self._run, name=f"hardserve-worker-{number}", daemon=True)
 
     def __repr__(self) -> str:
-        return f"<Worker {self.thread.name} {'idle' if self.job is None else self.job!r}>"
+        state = "idle" if self.job is None else repr(self.job)
+        return f"<Worker {self.thread.name} {'replaced, ' if self.replaced else ''}{state}>"
 
     def _run(self) -> None:
-        take, serve = self._pool.take, self._pool.serve
+        pool = self._pool
         while True:
-            job = take()
-            if job is None:
+            entry = pool.take()
+            if entry is None:
                 return
             self.since = monotonic()
-            self.job = job
+            self.client = entry.client
+            self.job = entry.job
+            del entry  # its request may hold a temporary file
             try:
-                serve(job)
+                pool.serve(self.job)
             except BaseException:
                 # The task answers for the app; this is a bug of ours, and must not cost a worker.
                 logger.exception("worker failed")
-            self.job = None
-            del job  # its request may hold a temporary file
+            if pool.done(self):
+                return
+
+
+class _Client(Generic[JobT]):
+    """The jobs of one client: how many are in the pool, and those that are held back."""
+
+    __slots__ = ("held", "in_pool")
+
+    def __init__(self) -> None:
+        self.in_pool = 0
+        self.held: deque[Entry[JobT]] = deque()
 
 
 class Workers(Generic[JobT]):
-    """A fixed number of workers on a bounded queue."""
+    """A number of workers on a bounded queue. `max_client` 0 is all of them but one."""
 
-    def __init__(self, count: int, max_waiting: int, serve: Callable[[JobT], None]) -> None:
+    def __init__(
+        self, count: int, max_waiting: int, serve: Callable[[JobT], None], *, max_client: int = 0, max_stuck: int = 0
+    ) -> None:
         self.serve = serve
+        self.max_stuck = max_stuck or count
+        self._max_client = max_client or max(1, count - 1)
         self._max_waiting = max_waiting
-        self._waiting: SimpleQueue[JobT | None] = SimpleQueue()
-        self.take = self._waiting.get
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._ready: deque[Entry[JobT]] = deque()
+        # The lock is for what follows, and never held over anything that blocks.
+        self._lock = threading.Lock()
+        self._clients: dict[str, _Client[JobT]] = {}
+        self._held = 0
+        self._stopping = False
+        self._started = count
         self.workers = [Worker(self, number) for number in range(1, count + 1)]
+        self.stuck: list[Worker[JobT]] = []  # replaced, and still on their last job
 
     def __repr__(self) -> str:
-        return f"<Workers {len(self.workers)} threads, {len(self.busy())} busy, {self._waiting.qsize()} waiting>"
+        stuck = f", {len(self.stuck)} stuck" if self.stuck else ""
+        return f"<Workers {len(self.workers)} threads, {len(self.busy())} busy, {self.waiting()} waiting{stuck}>"
 
     def start(self) -> None:
         for worker in self.workers:
             worker.thread.start()
 
-    def submit(self, job: JobT) -> bool:
+    def waiting(self) -> int:
+        """Return how many jobs no worker has taken yet. Any thread."""
+        return len(self._ready) + self._held
+
+    def submit(self, job: JobT, client: str, now: float) -> bool:
         """Queue `job`; return False if the queue is full. I/O thread."""
-        if self._waiting.qsize() >= self._max_waiting:
-            return False
-        self._waiting.put(job)
+        entry = Entry(job, client, now)
+        with self._lock:
+            if len(self._ready) + self._held >= self._max_waiting:
+                return False
+            if client:
+                known = self._clients.get(client)
+                if known is None:
+                    known = self._clients[client] = _Client()
+                elif known.in_pool >= self._max_client:
+                    known.held.append(entry)
+                    self._held += 1
+                    return True
+                known.in_pool += 1
+        self._ready.append(entry)
+        self._tokens.put(None)
         return True
 
+    def expire(self, before: float) -> list[JobT]:
+        """Take out and return the jobs that came before `before` and that no worker has taken. I/O thread."""
+        expired = []
+        # Not from the front only: what was held back stands behind what came later.
+        for entry in [entry for entry in list(self._ready) if entry.since < before]:
+            with contextlib.suppress(ValueError):  # a worker was faster
+                self._ready.remove(entry)
+                expired.append(entry)
+        with self._lock:
+            for entry in expired:
+                self._leave(entry.client)
+            if self._held:
+                for client in self._clients.values():
+                    while client.held and client.held[0].since < before:
+                        expired.append(client.held.popleft())
+                        self._held -= 1
+        return [entry.job for entry in expired]
+
+    def _leave(self, client: str) -> None:
+        """Count a job of `client` no more, and let its next one in. The caller holds the lock."""
+        if not client:
+            return
+        known = self._clients[client]
+        if known.held:
+            self._ready.append(known.held.popleft())
+            self._held -= 1
+            self._tokens.put(None)
+            return
+        known.in_pool -= 1
+        if not known.in_pool:
+            del self._clients[client]
+
+    # --- worker threads ---
+
+    def take(self) -> Entry[JobT] | None:
+        """Wait for a job; None means that there will be no more. Worker thread."""
+        while True:
+            self._tokens.get()
+            try:
+                return self._ready.popleft()
+            except IndexError:
+                if self._stopping:
+                    return None
+
+    def done(self, worker: Worker[JobT]) -> bool:
+        """Say that a worker's job has ended; return whether the worker was replaced and should end, too."""
+        worker.job = None
+        with self._lock:
+            if worker.replaced:
+                self.stuck.remove(worker)
+                return True
+            self._leave(worker.client)
+        return False
+
+    # --- I/O thread ---
+
     def busy(self) -> list[Worker[JobT]]:
-        """Return the workers that are on a request. Any thread."""
+        """Return the workers that are on a job. Any thread."""
         return [worker for worker in self.workers if worker.job is not None]
 
+    def replace(self, worker: Worker[JobT], job: JobT) -> bool:
+        """Start another worker in the place of one that hangs on `job`; return whether that was done.
+
+        It is not when the job has just ended, nor when more than `max_stuck` are hanging already.
+        """
+        with self._lock:
+            if worker.job is not job or worker.replaced or len(self.stuck) >= self.max_stuck:
+                return False
+            worker.replaced = True
+            self._leave(worker.client)
+            self.stuck.append(worker)
+            self._started += 1
+            other = Worker(self, self._started)
+            self.workers[self.workers.index(worker)] = other
+        other.thread.start()
+        return True
+
     def discard(self) -> int:
-        """Drop what no worker has taken yet; return how much that was. Any thread."""
-        dropped = 0
+        """Drop what no worker has taken yet; return how much that was. I/O thread, at the end."""
+        with self._lock:
+            dropped = self._held
+            self._held = 0
+            for client in self._clients.values():
+                client.held.clear()
         while True:
             try:
-                self._waiting.get_nowait()
-            except Empty:
+                self._ready.popleft()
+            except IndexError:
                 return dropped
             dropped += 1
 
     def stop(self, until: float) -> bool:
         """Let the workers finish what is queued and end; return whether all had by `until` (monotonic seconds).
 
-        They are daemon threads: one that is stuck in the app does not keep the process alive.
+        They are daemon threads: one that is stuck in the app does not keep the process alive, and one that was
+        replaced is not waited for.
         """
+        self._stopping = True
         for _ in self.workers:
-            self._waiting.put(None)
+            self._tokens.put(None)
         for worker in self.workers:
             worker.thread.join(max(0.0, until - monotonic()))
         return not any(worker.thread.is_alive() for worker in self.workers)

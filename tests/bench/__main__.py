@@ -39,7 +39,10 @@ from exec to the first answer less the time that `import hello` takes in the sam
 went neither to the server nor to wrk: when it is not near zero, figures come out too low or, for
 threaded servers, too high: measure again.
 
-Idle connections come from twenty addresses and make one request each; requests a second without
+wrk is one client with 32 connections that it keeps, which is within hardserve's default limits, but
+for one: no client may have all threads at once. The sleep part measures threads, so there it may.
+
+Idle connections come from 250 addresses and make one request each; requests a second without
 them are measured before they come and after they leave. For that part waitress gets a higher
 connection limit and poll(), nginx more worker_connections, hardserve its defaults.
 
@@ -155,7 +158,9 @@ class Bench:
     def _sleep(self, server: Server) -> Sample:
         ceiling = _python("-m", f"{__package__}.ceiling", directory=REPOSITORY)
         # Ours has eight threads by default: that it needs no flag is part of the promise.
-        with self._start(server, threads=None if server.name == OURS else SLEEP_THREADS) as it:
+        # But wrk is one client, and by default one thread is kept for others.
+        options = (f"--max-client-workers={SLEEP_THREADS}",)
+        with self._start(server, threads=None if server.name == OURS else SLEEP_THREADS, options=options) as it:
             self._warm_up(it, "/sleep")
             load = wrk.drive(it.url("/sleep"), max(2.0, self._options.seconds))
             return {
@@ -212,9 +217,11 @@ class Bench:
         wrk.drive(it.url(path), 1.0 if self._options.quick else 2.0)
 
     @contextmanager
-    def _start(self, server: Server, *, threads: int | None = None, idle: int = 0) -> Iterator[Running]:
+    def _start(
+        self, server: Server, *, threads: int | None = None, idle: int = 0, options: tuple[str, ...] = ()
+    ) -> Iterator[Running]:
         with tempfile.TemporaryDirectory(prefix="hardserve-bench-") as directory:
-            run = Run(free_port(), Path(directory), threads, idle)
+            run = Run(free_port(), Path(directory), threads, idle, options=options)
             with running(server, run) as it:
                 self.commands.setdefault(server.name, [leader.args for leader in it.leaders])  # type: ignore[misc]
                 yield it

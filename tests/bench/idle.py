@@ -1,8 +1,9 @@
 """The client that holds idle connections: a process of its own, so that its memory is not the server's.
 
-`python -m tests.bench.idle PORT COUNT` opens COUNT connections from twenty addresses of 127.0.1.0/24,
-makes one request on each and reads its answer. It says `ready`, keeps them all open until its standard
-input ends, and then says how many the server has left open.
+`python -m tests.bench.idle PORT COUNT` opens COUNT connections from 250 addresses of 127.0.1.0/24, so few
+from each that a server which limits them per client takes them all, makes one request on each and reads
+its answer. It says `ready`, keeps them all open until its standard input ends, and then says how many the
+server has left open.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ADDRESSES = 20
+ADDRESSES = 250
 OPEN_LIMIT_S = 90
 HOLD_LIMIT_S = 300
 

@@ -28,13 +28,16 @@ class Run:
     """What one start of a server is told.
 
     `directory` is its own and empty; `threads` None means its usual number; `idle` is how many
-    connections will be held open beside the busy ones.
+    connections will be held open beside the busy ones. `app` is in the directory of apps, and
+    `options` are further flags, of hardserve alone.
     """
 
     port: int
     directory: Path
     threads: int | None = None
     idle: int = 0
+    app: str = "hello:app"
+    options: tuple[str, ...] = ()
 
     @property
     def access_log(self) -> Path:
@@ -79,8 +82,8 @@ def program(name: str) -> str:
 
 
 def _hardserve(run: Run) -> list[list[str]]:
-    command = [sys.executable, "-m", "hardserve", "hello:app", "--bind", run.address]
-    command += ["--log-access", str(run.access_log)]
+    command = [sys.executable, "-m", "hardserve", run.app, "--bind", run.address]
+    command += ["--log-access", str(run.access_log), *run.options]
     return [command + (["--threads", str(run.threads)] if run.threads else [])]
 
 
@@ -96,21 +99,21 @@ def _waitress(run: Run) -> list[list[str]]:
     command = [sys.executable, "-m", "waitress", f"--listen={run.address}", f"--threads={run.threads or 4}"]
     if run.idle:
         command += [f"--connection-limit={run.idle + 1000}", "--asyncore-use-poll"]
-    return [[*command, "hello:app"]]
+    return [[*command, run.app]]
 
 
-def _gunicorn_command(bind: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "gunicorn", "--bind", bind, *options, "hello:app"]
+def _gunicorn_command(run: Run, bind: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "gunicorn", "--bind", bind, *options, run.app]
 
 
 def _gunicorn(run: Run) -> list[list[str]]:
     options = ["--workers", "1", "--threads", str(run.threads or 4), "--access-logfile", str(run.access_log)]
-    return [_gunicorn_command(run.address, *options)]
+    return [_gunicorn_command(run, run.address, *options)]
 
 
 def _uwsgi_command(run: Run, *options: str) -> list[str]:
     command = [program("uwsgi"), "--master", "--processes", "1", "--threads", str(run.threads or 4)]
-    command += ["--enable-threads", "--die-on-term", "--need-app", "--module", "hello:app"]
+    command += ["--enable-threads", "--die-on-term", "--need-app", "--module", run.app]
     command += ["--logto", str(run.access_log), *options]
     return command + (["--virtualenv", sys.prefix] if sys.prefix != sys.base_prefix else [])
 
@@ -127,7 +130,7 @@ def _granian(threads: int) -> Callable[[Run], list[list[str]]]:
     def commands(run: Run) -> list[list[str]]:
         command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--workers", "1"]
         command += ["--blocking-threads", str(run.threads or threads), "--access-log"]
-        return [[*command, "--host", "127.0.0.1", "--port", str(run.port), "hello:app"]]
+        return [[*command, "--host", "127.0.0.1", "--port", str(run.port), run.app]]
 
     return commands
 
@@ -138,7 +141,7 @@ def _behind_nginx(*gunicorn_options: str, keepalive: bool) -> Callable[[Run], li
         config.write_text(nginx_config(run, keepalive=keepalive))
         nginx = [program("nginx"), "-p", str(run.directory), "-c", str(config)]
         nginx += ["-e", str(run.directory / "nginx-error.log")]
-        return [_gunicorn_command(f"unix:{run.directory}/app.sock", *gunicorn_options), nginx]
+        return [_gunicorn_command(run, f"unix:{run.directory}/app.sock", *gunicorn_options), nginx]
 
     return commands
 

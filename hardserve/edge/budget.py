@@ -1,0 +1,83 @@
+"""What all requests and responses together keep of their clients' bytes: counted, and bounded.
+
+One connection's share is bounded by `limits.header`, `limits.body` and `limits.response_buffer`, but ten thousand
+shares are not: here is the sum. What a connection keeps is a `Holding`; a request's is updated by the I/O thread while
+it arrives and released by whoever drops the request, a response's is updated by whichever thread holds the
+connection's lock. Only what does not fit into one read or one send is ever counted, so an ordinary request pays
+nothing.
+
+No client, an address as edge.clients counts it, may hold more than half of either kind with its requests: otherwise
+one that fills the budget and then drips would have everybody else's uploads refused for as long as it can drip.
+"""
+
+from __future__ import annotations
+
+import threading
+
+
+class Budget:
+    """Bytes kept in memory and in temporary files, each with its limit. Any thread."""
+
+    __slots__ = ("_by_client", "_lock", "file_limit", "files", "memory", "memory_limit")
+
+    def __init__(self, memory_limit: int, file_limit: int) -> None:
+        self.memory_limit = memory_limit
+        self.file_limit = file_limit
+        self.memory = 0
+        self.files = 0
+        self._by_client: dict[str, list[int]] = {}  # memory and files, of clients that hold anything
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Budget memory={self.memory}/{self.memory_limit} files={self.files}/{self.file_limit}>"
+
+    @property
+    def memory_short(self) -> bool:
+        """Whether what could be elsewhere should not be in memory."""
+        return self.memory >= self.memory_limit
+
+    def allows(self, client: str, memory: int, files: int) -> bool:
+        """Return whether a request of `client` may keep so many more bytes. "" is nobody in particular."""
+        if self.memory + memory > self.memory_limit or self.files + files > self.file_limit:
+            return False
+        held = self._by_client.get(client)
+        return held is None or (held[0] + memory <= self.memory_limit // 2 and held[1] + files <= self.file_limit // 2)
+
+    def add(self, client: str, memory: int, files: int) -> None:
+        """Count what is kept from now on, or, where negative, no longer."""
+        with self._lock:
+            self.memory += memory
+            self.files += files
+            if client:
+                held = self._by_client.setdefault(client, [0, 0])
+                held[0] += memory
+                held[1] += files
+                if held == [0, 0]:
+                    del self._by_client[client]
+
+
+class Holding:
+    """What one request keeps."""
+
+    __slots__ = ("_budget", "_client", "_files", "_memory")
+
+    def __init__(self, budget: Budget, client: str) -> None:
+        self._budget = budget
+        self._client = client
+        self._memory = 0
+        self._files = 0
+
+    def __repr__(self) -> str:
+        return f"<Holding memory={self._memory} files={self._files}>"
+
+    def update(self, memory: int, files: int) -> bool:
+        """Say how much is kept now; return whether it may be. What may not be kept is counted until `release`."""
+        more_memory, more_files = memory - self._memory, files - self._files
+        fits = (more_memory <= 0 and more_files <= 0) or self._budget.allows(self._client, more_memory, more_files)
+        self._memory, self._files = memory, files
+        self._budget.add(self._client, more_memory, more_files)
+        return fits
+
+    def release(self) -> None:
+        """Keep nothing any more. May be called twice, by one thread after another."""
+        self.update(0, 0)

@@ -1,0 +1,200 @@
+"""What a socket did not take at once: kept in order, in memory or in a temporary file, until the client reads it.
+
+A connection has one only while something is unsent, and every call is made by the thread that holds the connection's
+lock, but for `store`: a disk may take its time, and the lock is not held over that. It is called by the one worker that
+answers, and what it has written is put in line afterwards. Knows no socket: bytes leave through the `send` it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hardserve.edge.budget import Budget
+
+logger = logging.getLogger("hardserve.edge")
+
+# Called once when all bytes before it have left, or cannot any more: how many of them never left, and why.
+Report = Callable[[int, str], None]
+
+FILE_READ_BYTES = 65536
+
+
+@dataclass(slots=True)
+class Stored:
+    """A stretch of the temporary file."""
+
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+class Outbox:
+    """Unsent bytes of one connection.
+
+    `since` is when the first of them was left over (monotonic seconds), `unacknowledged` how many earlier ones the
+    kernel then still held: what a client takes is what it acknowledges, and the kernel may hold megabytes of it.
+    """
+
+    __slots__ = (
+        "_budget", "_closed", "_file", "_file_end", "_file_failed", "_kernel_held", "_parts", "_storing", "memory",
+        "seen", "seen_at", "since", "stored", "taken",
+    )  # fmt: skip
+
+    def __init__(self, budget: Budget, now: float, unacknowledged: int) -> None:
+        self._budget = budget
+        self._parts: deque[memoryview | Stored | Report] = deque()
+        self._file: IO[bytes] | None = None
+        self._file_end = 0
+        self._file_failed = False
+        self._storing = False
+        self._closed = False
+        self._kernel_held = unacknowledged
+        self.memory = 0  # bytes
+        self.stored = 0
+        self.taken = 0  # by the socket, since then
+        self.since = now
+        # What the I/O thread saw acknowledged when it last looked and there was more of it, and when that was.
+        self.seen = 0
+        self.seen_at = now
+
+    def __repr__(self) -> str:
+        return f"<Outbox memory={self.memory} stored={self.stored} taken={self.taken}>"
+
+    def __len__(self) -> int:
+        return self.memory + self.stored
+
+    def __bool__(self) -> bool:
+        """Whether there is anything left to do, be it only a report."""
+        return bool(self._parts) or self._storing
+
+    @property
+    def sendable(self) -> bool:
+        """Whether there is anything that a writable socket could take."""
+        return bool(self._parts)
+
+    def acknowledged(self, unacknowledged: int) -> int:
+        """Return how many bytes the client has taken since `since`; `unacknowledged` is what the kernel holds."""
+        return self.taken + self._kernel_held - unacknowledged
+
+    def put(self, data: memoryview) -> None:
+        # A view, because a rest that shrinks by what the client reads would else be copied each time.
+        self._parts.append(data)
+        self.memory += len(data)
+        self._budget.add("", len(data), 0)
+
+    def report_when_sent(self, report: Report) -> None:
+        self._parts.append(report)
+
+    # --- the temporary file ---
+
+    def may_store(self, size: int, limit: int) -> bool:
+        """Return whether `size` bytes may go to the file, which may grow to `limit`."""
+        if not self.stored and not self._storing:
+            self._file_end = 0  # all of it was read: from the start again
+        return self._file_end + size <= limit and not self._file_failed and self._budget.allows("", 0, size)
+
+    def begin_storing(self) -> None:
+        """Let nobody close the file until `end_storing`. With the lock, before `store`."""
+        self._storing = True
+
+    def store(self, data: memoryview) -> Stored | None:
+        """Write `data` to the file; return where, None if that failed. Worker thread, without the lock."""
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close` or `end_storing`
+            at = self._file_end
+            while data:
+                written = os.pwrite(self._file.fileno(), data, at)
+                at += written
+                data = data[written:]
+        except OSError as error:
+            logger.warning("a slowly read response cannot be stored: %s; its thread waits instead", error)
+            return None
+        return Stored(self._file_end, at)
+
+    def end_storing(self, data: memoryview, stretch: Stored | None) -> None:
+        """Put in line what `store` has written, or, if it could not, `data` itself. With the lock."""
+        self._storing = False
+        if self._closed:
+            self._close_file()
+        elif stretch is None:
+            self._file_failed = True
+            self.put(data)
+        else:
+            self._file_end = stretch.end
+            self._parts.append(stretch)
+            self.stored += len(stretch)
+            self._budget.add("", 0, len(stretch))
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    # --- sending ---
+
+    def send(self, send: Callable[[memoryview], int]) -> list[Report]:
+        """Send from the front until `send` takes no more; return the reports that are due. Raises OSError."""
+        due: list[Report] = []
+        while self._parts:
+            part = self._parts[0]
+            if isinstance(part, memoryview):
+                sent = send(part)
+                self._took(sent, 0)
+                if sent < len(part):
+                    self._parts[0] = part[sent:]
+                    break
+            elif isinstance(part, Stored):
+                if not self._send_stored(part, send):
+                    break
+            else:
+                due.append(part)
+            self._parts.popleft()
+        return due
+
+    def _send_stored(self, stretch: Stored, send: Callable[[memoryview], int]) -> bool:
+        assert self._file is not None
+        while stretch:
+            data = os.pread(self._file.fileno(), min(FILE_READ_BYTES, len(stretch)), stretch.start)
+            if not data:
+                raise OSError("the temporary file of a response is shorter than what was written to it")
+            sent = send(memoryview(data))
+            stretch.start += sent
+            self._took(0, sent)
+            if sent < len(data):
+                return False
+        return True
+
+    def _took(self, memory: int, stored: int) -> None:
+        self.memory -= memory
+        self.stored -= stored
+        self.taken += memory + stored
+        self._budget.add("", -memory, -stored)
+
+    def close(self) -> list[tuple[Report, int]]:
+        """Drop everything; return the reports that will never be due, each with how many of its bytes never left."""
+        self._budget.add("", -self.memory, -self.stored)
+        self.memory = self.stored = 0
+        self._closed = True
+        if not self._storing:
+            self._close_file()
+        reports: list[tuple[Report, int]] = []
+        count = 0
+        for part in self._parts:
+            if isinstance(part, memoryview | Stored):
+                count += len(part)
+            else:
+                reports.append((part, count))
+                count = 0
+        self._parts.clear()
+        return reports

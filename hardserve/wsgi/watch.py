@@ -1,0 +1,114 @@
+"""Holds the pool to its deadlines: who has waited too long for a worker, and which worker has been gone too long.
+
+I/O thread, from a timer that is set only while there is anything in the pool. It decides; what a decision does to a
+client is the business of the functions that it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from hardserve.wsgi.workers import Worker, Workers
+
+logger = logging.getLogger("hardserve.wsgi")
+
+JobT = TypeVar("JobT")
+
+LOOK_S = 0.25
+
+
+@dataclass(slots=True)
+class PoolContext(Generic[JobT]):
+    """What a Watch asks about a job, and has done to it. All on the I/O thread.
+
+    `app_since` returns since when the app owes a part of its answer (monotonic seconds, `math.inf`: it does not).
+    `expired` refuses a job that no worker has taken. `late` answers for a worker; it may find that nothing is left to
+    answer. `interrupt` raises an exception in the app. `unhealthy` is told whether too many workers hang, each time
+    that changes.
+    """
+
+    app_since: Callable[[JobT], float]
+    expired: Callable[[JobT, float], None]
+    late: Callable[[JobT, float], object]
+    interrupt: Callable[[JobT], None]
+    unhealthy: Callable[[bool], None]
+
+
+class Watch(Generic[JobT]):
+    """Looks at a pool every quarter second. `app_s` and `interrupt_s` 0 are never."""
+
+    def __init__(
+        self, workers: Workers[JobT], ctx: PoolContext[JobT], *, queue_s: float, app_s: float, interrupt_s: float
+    ) -> None:
+        self._workers = workers
+        self._ctx = ctx
+        self._queue_s = queue_s
+        self._app_s = app_s or math.inf
+        self._interrupt_s = interrupt_s or math.inf
+        self._late: dict[Worker[JobT], JobT] = {}  # on which jobs workers hang; each is dealt with once
+        self._interrupted: set[Worker[JobT]] = set()
+        self.healthy = True
+
+    def __repr__(self) -> str:
+        return f"<Watch {len(self._late)} late, {'healthy' if self.healthy else 'unhealthy'}>"
+
+    def look(self, now: float) -> float | None:
+        """End what is late; return when to look again (monotonic seconds), None when there is nothing to watch."""
+        for waiting in self._workers.expire(now - self._queue_s):
+            self._ctx.expired(waiting, now)
+        for worker in self._workers.busy():
+            job = worker.job
+            if job is not None and self._late.get(worker) is not job and now - self._ctx.app_since(job) >= self._app_s:
+                self._end(worker, job, now)
+        for worker, late in list(self._late.items()):
+            if worker.job is not late:
+                del self._late[worker]
+                self._interrupted.discard(worker)
+                logger.warning("%s has come back: %r", worker.thread.name, late)
+            elif worker not in self._interrupted and now - self._ctx.app_since(late) >= self._app_s + self._interrupt_s:
+                self._interrupted.add(worker)
+                self._ctx.interrupt(late)
+        self._judge()
+        return now + LOOK_S if self._late or self._workers.waiting() or self._workers.busy() else None
+
+    def _end(self, worker: Worker[JobT], job: JobT, now: float) -> None:
+        late_s = now - self._ctx.app_since(job)
+        self._late[worker] = job
+        # Before the answer: afterwards the client, and who reads the log, may act on it.
+        frame = sys._current_frames().get(worker.thread.ident or 0)  # noqa: SLF001  # documented, despite its name
+        stack = "".join(traceback.format_stack(frame)).rstrip() if frame is not None else "  (it has just ended)"
+        replaced = self._workers.replace(worker, job)
+        logger.error(
+            "the app has not come back for %.1f s (timeouts.app is %g s) from %r; %s, which is %s, is at\n%s",
+            late_s,
+            self._app_s,
+            job,
+            worker.thread.name,
+            "replaced" if replaced else "not replaced",
+            stack,
+        )
+        self._ctx.late(job, now)
+
+    def _judge(self) -> None:
+        """Say so when too many workers hang, and when they do no more."""
+        stuck = len(self._workers.stuck)
+        healthy = stuck < self._workers.max_stuck
+        if healthy == self.healthy:
+            return
+        self.healthy = healthy
+        if healthy:
+            logger.warning("healthy again: %d of at most %d threads hang in the app", stuck, self._workers.max_stuck)
+        else:
+            logger.critical(
+                "unhealthy: %d threads hang in the app, which is all of server.max_stuck; threads: %s",
+                stuck,
+                threading.active_count(),
+            )
+        self._ctx.unhealthy(not healthy)
