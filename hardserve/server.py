@@ -87,6 +87,7 @@ class Server:
             max_client=settings.server.max_client_workers,
             max_stuck=settings.server.max_stuck,
         )
+        self._budget = Budget(settings.limits.buffered_memory, settings.limits.buffered_files)
         self._watch = self._make_watch()
         self._watch_timer = Timer(self._look_at_pool)
         self._refusal_log = RefusalLog(logger.log)
@@ -156,14 +157,13 @@ class Server:
             multithread=settings.server.threads > 1,
             interrupts=settings.timeouts.interrupt > 0,
         )
-        budget = Budget(settings.limits.buffered_memory, settings.limits.buffered_files)
         ctx = EdgeContext(
             settings=settings,
             rules=ParserRules(settings.limits),
             date=self._date,
             poller=self._loop,
-            budget=budget,
-            readers=Readers(max(1, settings.server.threads // 2), budget, self._loop),
+            budget=self._budget,
+            readers=Readers(max(1, settings.server.threads // 2), self._budget, self._loop),
             pages=self._pages,
             admit=Gate(settings.limits).admit,
             dispatch=self._dispatch,

@@ -85,8 +85,8 @@ KINDS: Mapping[str, Kind] = {
     "idle": Kind((b"", _WHOLE)),
     "half-head": Kind((_HEAD,)),
     "half-body": Kind((_LENGTH, _CHUNKED)),
-    "pour-block": Kind((_LENGTH,), pour=b"a" * 65536),
-    "pour-crumbs": Kind((_CHUNKED,), pour=b"1\r\na\r\n" * 10_000),
+    "pour-block": Kind((_LENGTH,), pour=b"a" * 65536, again_s=0.05),
+    "pour-crumbs": Kind((_CHUNKED,), pour=b"1\r\na\r\n" * 10_000, again_s=0.05),
     "malformed": Kind(_MALFORMED, again_s=0.0),
     "malformed-pipeline": Kind((_WHOLE + _MALFORMED[0] * 50, _MALFORMED[1] * 500), again_s=0.0),
 }

@@ -50,6 +50,16 @@ NASTY_BYTES = (
     b"\x80", b"\xff", b"_", b"0", b"0\r\n\r\n", b"5\r\nhello\r\n", b"\x16\x03\x01", b"\x85", b"*", b"//", b"http://evil/",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", SMUGGLED,
 )  # fmt: skip
+NASTY_CHUNK_LINES = (
+    b"0", b"00000000000000005", b"0x5", b"+5", b"-5", b" 5", b"5 ", b"5\t;a", b"5;", b"5;;a", b"5; a = b", b'5;a="\\"b"',
+    b'5;a="b', b"5;a=\x00", b"5;a\rb", b"5;a\nb", b"5,6", b"G", b"", b"\r", b"\n", b"5\x0b", b"5;" + b"e" * 70,
+    b"7fffffffffffffff", b"ffffffffffffffff", b"1" * 400, b"0;a=b", b"X: y",
+)  # fmt: skip
+NASTY_TARGETS = (
+    b"/%", b"/%4", b"/%zz", b"/%00", b"/a?%", b"/a?b=%zz", b"/a#b", b"#", b"?", b"a/b", b"", b"*", b"/ a", b"//", b"/%0d%0a",
+    b"http:///a", b"http://a:b/", b"http://a@b/", b"http://[::1/", b"http://[:::1]/", b"http://a:99999/", b"ftp://a/",
+    b"http://evil/", b"a:443", b"/\x01", b"/\xff%ff", b"http://", b"http://%/", b"http:/a", b"http://a", b"http://a?b",
+)  # fmt: skip
 NASTY_NUMBERS = (b"0", b"00", b"1", b"-1", b"+1", b"1e3", b"0x10", b"ffffffff", b"7fffffffffffffff", b"F" * 16, b"9" * 40)
 
 
@@ -246,6 +256,21 @@ def change_a_number(random: Random, stream: bytes, limits: LimitSettings) -> byt
     return stream[:at] + random.choice(NASTY_NUMBERS) + stream[at + 1 :]
 
 
+def change_a_chunk_line(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
+    body = stream.find(b"\r\n\r\n", stream.lower().find(b"chunked"))
+    start = stream.find(b"\r\n", random.randrange(max(0, body), len(stream) + 1)) + 2 if body >= 0 else 0
+    end = stream.find(b"\r\n", start)
+    if start < 2 or end < 0:
+        return stream
+    return stream[:start] + random.choice(NASTY_CHUNK_LINES) + stream[end:]
+
+
+def change_a_target(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
+    end = stream.find(b" HTTP/1.", random.randrange(len(stream) + 1))
+    start = stream.rfind(b" ", 0, end) + 1
+    return stream[:start] + random.choice(NASTY_TARGETS) + stream[end:] if end >= 0 else stream
+
+
 def grow_a_token(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
     at = _somewhere(random, stream)
     size = random.choice((16, limits.request_line, limits.header_line, limits.header, 300, 9000))
@@ -265,5 +290,5 @@ def change_case(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
 MUTATIONS: tuple[Mutation, ...] = (
     flip_a_bit, insert_bytes, insert_bytes, replace_a_byte, insert_a_line, insert_a_line, insert_a_line, repeat_a_line,
     remove_a_stretch, double_a_stretch, move_a_stretch, cut_the_end, change_a_number, change_a_number, grow_a_token,
-    end_lines_with_lf, change_case,
+    end_lines_with_lf, change_case, change_a_target, change_a_chunk_line, change_a_chunk_line,
 )  # fmt: skip

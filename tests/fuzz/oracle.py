@@ -136,7 +136,7 @@ def _judge_unfinished_head(data: bytes, limits: LimitSettings, reading: Reading)
     lines = data.split(b"\n")
     for number, line in enumerate(lines[:-1]):
         judge = _judge_first_line if number == 0 else _judge_field_alone
-        statuses |= {400} if line[-1:] != b"\r" else judge(line[:-1], limits)
+        statuses |= judge(line[:-1], limits) if line[-1:] == b"\r" else judge(line, limits) | {400}
     last = lines[-1]
     if last.endswith(b"\r"):
         last = last[:-1]

@@ -168,7 +168,7 @@ class Conversation:
         with socket.socket() as client:
             client.setblocking(False)
             if self.conduct in ("reads slowly", "never reads"):
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)
             client.bind((self.address, 0))
             try:
                 async with asyncio.timeout(PATIENCE_S):
@@ -218,11 +218,12 @@ class Conversation:
 
     async def _receive(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        size = 2000 if self.conduct == "reads slowly" else 65536
-        while data := await loop.sock_recv(client, size):
+        slow_reads = 40 if self.conduct == "reads slowly" else 0
+        while data := await loop.sock_recv(client, 2000 if slow_reads else 65536):
             self.received += data
-            if self.conduct == "reads slowly":
-                await asyncio.sleep(0.0005)
+            if slow_reads:
+                slow_reads -= 1
+                await asyncio.sleep(0.002)
             if self.conduct == "reads what it asked for" and self._is_satisfied():
                 return
         self.ended = True

@@ -1,0 +1,254 @@
+"""No client takes what others need: workers, memory, turns of the I/O thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hardserve.edge.connection import REFUSALS_PER_TURN
+from tests.support import PATIENCE_S, Client, Running, serving
+from tests.test_http import GET, connections, echo, eventually, read_digest
+
+BLOCK = b"x" * 65536
+BLOCKS = 320  # 20 MiB, more than the socket's buffers take
+
+
+def big(environ: dict[str, Any], start_response: Any) -> Any:
+    """Stream 20 MiB on /big, give it in one block on /block, and echo anything else."""
+    path = environ["PATH_INFO"]
+    if path not in ("/big", "/block"):
+        return echo(environ, start_response)
+    start_response("200 OK", [("Content-Length", str(BLOCKS * len(BLOCK)))])
+    return (BLOCK for _ in range(BLOCKS)) if path == "/big" else [BLOCK * BLOCKS]
+
+
+def asking(running: Running, path: str, source: str = "127.0.0.1") -> Client:
+    """Return a client that has asked for something large and reads no more than its head."""
+    client = running.connect(source)
+    client.send(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    client.receive_until(b"\r\n\r\n")
+    return client
+
+
+def waited_for(running: Running) -> list[object]:
+    return [each for each in connections(running) if each.waited_since < math.inf]
+
+
+# --- slow readers ---
+
+
+def test_at_most_half_of_the_workers_wait_for_slow_readers_and_the_slowest_is_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(big, threads=4) as running, contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(asking(running, "/big", f"127.0.0.{number}")) for number in range(2, 6)]
+        # The last one reads, slowly: it is not the slowest.
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.wait(0.02):
+                readers[-1].socket.recv(16384)
+
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
+        entries = running.log.wait_for(2)
+        assert [entry.refusal for entry in entries] == ["slowest_reader", "slowest_reader"]
+        assert "127.0.0.5" not in {entry.client for entry in entries}
+        eventually(lambda: len(waited_for(running)) <= 2)
+        with running.connect() as other:
+            assert other.get("/").status == 200
+        stop.set()
+        reading.join(PATIENCE_S)
+    assert any(
+        "slowest_reader" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    )
+
+
+def test_readers_that_keep_up_are_not_cut_however_many_they_are() -> None:
+    with serving(big, threads=4) as running:
+        digests: list[str] = []
+
+        def read(number: int) -> None:
+            with asking(running, "/big", f"127.0.0.{number}") as client:
+                digests.append(read_digest(client, BLOCKS * len(BLOCK)))
+
+        threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(2, 6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert len(digests) == 4
+        assert len(set(digests)) == 1
+
+
+def test_memory_that_is_full_of_unread_responses_is_taken_from_the_slowest_reader() -> None:
+    with serving(big, limits_buffered_memory="32MiB") as running, contextlib.ExitStack() as stack:
+        for number in range(2, 5):
+            stack.enter_context(asking(running, "/block", f"127.0.0.{number}"))
+        assert running.log.wait_for(1)[0].refusal == "slowest_reader"
+        budget = running.server._budget
+        eventually(lambda: not budget.memory_short)
+        with running.connect() as other:
+            assert other.get("/").status == 200
+        assert budget.memory > 0
+    assert (budget.memory, budget.files) == (0, 0)
+
+
+def test_a_file_frees_the_worker_of_a_slow_reader_who_gets_every_byte() -> None:
+    with serving(big, threads=1, limits_response_file="1GiB") as running, asking(running, "/big") as slow:
+        with running.connect() as other:
+            assert other.get("/").status == 200, "the only worker waits"
+        (connection,) = (each for each in connections(running) if each.outbox is not None)
+        assert connection.outbox.stored > 0
+        read_digest(slow, BLOCKS * len(BLOCK))
+        assert slow.get("/next").status == 200
+        budget = running.server._budget
+        assert (budget.memory, budget.files) == (0, 0)
+
+
+def test_a_file_that_is_full_is_no_more_than_a_longer_buffer() -> None:
+    settings: dict[str, Any] = {"limits_response_file": "4MiB", "threads": 2}
+    with serving(big, **settings) as running, asking(running, "/big") as slow:
+        eventually(lambda: waited_for(running))
+        with running.connect() as other:
+            assert other.get("/").status == 200
+        assert read_digest(slow, BLOCKS * len(BLOCK))
+
+
+# --- workers ---
+
+
+class Gate:
+    """An app that counts who is inside, and lets go when told."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.inside: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        client = environ["REMOTE_ADDR"]
+        with self._lock:
+            self.inside[client] = self.inside.get(client, 0) + 1
+            self.most[client] = max(self.most.get(client, 0), self.inside[client])
+        if environ["PATH_INFO"] == "/slow":
+            self.open.wait(PATIENCE_S)
+        with self._lock:
+            self.inside[client] -= 1
+        return echo(environ, start_response)
+
+
+def test_one_client_that_hammers_a_slow_page_leaves_a_worker_for_the_others() -> None:
+    app = Gate()
+    with serving(app, threads=3, max_client_workers=0) as running, contextlib.ExitStack() as stack:
+        hammering = [stack.enter_context(running.connect("127.0.0.2")) for _ in range(10)]
+        for client in hammering:
+            client.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        eventually(lambda: app.inside.get("127.0.0.2") == 2)
+        with running.connect("127.0.0.3") as other:
+            for _ in range(20):
+                assert other.get("/").status == 200
+        app.open.set()
+        assert [client.response().status for client in hammering] == [200] * 10
+        assert app.most["127.0.0.2"] == 2
+
+
+def test_a_client_alone_is_served_by_one_worker_where_there_is_no_other() -> None:
+    with serving(echo, threads=1, max_client_workers=0) as running, running.connect() as client:
+        assert client.get("/").status == 200
+
+
+def test_requests_on_a_unix_socket_are_nobodys_in_particular(tmp_path: Any) -> None:
+    app = Gate()
+    path = str(tmp_path / "socket")
+    with serving(app, threads=3, max_client_workers=1, bind=f"unix:{path}") as running, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(path)
+            client.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        eventually(lambda: len(running.server._workers.busy()) == 3)
+        app.open.set()
+
+
+# --- turns ---
+
+
+def test_a_pipeline_of_requests_that_are_refused_is_answered_in_order_and_in_parts() -> None:
+    release = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        assert release.wait(PATIENCE_S)
+        return echo(environ, start_response)
+
+    with (
+        serving(app, threads=1, queue=1, limits_connection_requests=10_000) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        for reached in (running.server._workers.busy, running.server._workers.waiting):
+            stack.enter_context(running.connect()).send(GET)
+            eventually(reached)
+        client = stack.enter_context(running.connect())
+        count = 10 * REFUSALS_PER_TURN
+        client.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(count)))
+        assert [client.response().status for _ in range(count)] == [503] * count
+        refused = [entry.target for entry in running.log.wait_for(count) if entry.refusal == "queue_full"]
+        assert refused == [f"/{number}" for number in range(count)]
+        release.set()
+        assert client.get("/").status in (200, 503)
+
+
+def blocks_of(count: int) -> Iterator[bytes]:
+    return (BLOCK for _ in range(count))
+
+
+# --- bodies ---
+
+
+def test_bodies_that_fill_the_budget_have_new_ones_refused_until_there_is_room() -> None:
+    settings: dict[str, Any] = {
+        "limits_buffered_memory": "1MiB", "limits_buffered_files": "4MiB", "limits_body": "2MiB",
+    }  # fmt: skip
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2000001\r\n\r\n"
+    with serving(echo, **settings) as running, contextlib.ExitStack() as stack:
+        uploads = [stack.enter_context(running.connect(f"127.0.0.{number}")) for number in (2, 3)]
+        for upload in uploads:
+            upload.send(head + b"x" * 2_000_000)
+        budget = running.server._budget
+        eventually(lambda: budget.memory + budget.files >= 4_000_000)
+        with running.connect("127.0.0.4") as late:
+            late.send(head + b"x" * 2_000_000)
+            assert late.response().status == 503
+            assert running.log.wait_for(1)[0].refusal == "buffers_full"
+        with running.connect("127.0.0.4") as other:
+            assert other.get("/", body=b"small").status == 200
+        for upload in uploads:
+            upload.send(b"x")
+            assert upload.response().status == 200
+        eventually(lambda: (budget.memory, budget.files) == (0, 0))
+        with running.connect("127.0.0.4") as again:
+            again.send(head + b"x" * 2_000_001)
+            assert again.response().status == 200
+
+
+def test_one_client_cannot_fill_the_budget_with_its_bodies() -> None:
+    settings: dict[str, Any] = {
+        "limits_buffered_memory": "1MiB", "limits_buffered_files": "8MiB", "limits_body": "4MiB",
+    }  # fmt: skip
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n"
+    with serving(echo, **settings) as running, contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(running.connect("127.0.0.2")) for _ in range(2)]
+        for upload in greedy:
+            with contextlib.suppress(ConnectionError):
+                upload.send(head + b"x" * 2_500_000)
+        assert running.log.wait_for(1)[0].refusal == "buffers_full"
+        with running.connect("127.0.0.3") as other:
+            other.send(head + b"x" * 3_000_000)
+            assert other.response().status == 200
