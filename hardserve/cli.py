@@ -13,7 +13,18 @@ from pathlib import Path
 
 import click
 
-from hardserve.options import OPTIONS, SECTIONS, DotEnv, Option, Resolved, SettingsError, example_toml, resolve
+from hardserve.options import (
+    DEFAULT,
+    OPTIONS,
+    SECTIONS,
+    TABLES,
+    DotEnv,
+    Option,
+    Resolved,
+    SettingsError,
+    example_toml,
+    resolve,
+)
 from hardserve.settings import AddressList, Choice, Duration, Int, Output, Settings, Size
 from hardserve.values import describe, plain, show
 
@@ -133,6 +144,14 @@ class _Command(click.Command):
                     formatter.write_text(f"{_usage(option)}  [{option.variable}]")
                     with formatter.indentation():
                         formatter.write_text(f"{option.help} ({describe(option.kind)}; default {default})")
+        formatter.write_paragraph()
+        formatter.write_text("In the TOML file only, any number of each, in double brackets:")
+        for table in TABLES:
+            with formatter.section(f"{table.header} {table.about.help.rstrip('.')}"):
+                for key in table.keys:
+                    formatter.write_text(key.name)
+                    with formatter.indentation():
+                        formatter.write_text(f"{key.about.help} ({key.bounds.rstrip('.')})")
         return formatter.getvalue()
 
 
@@ -218,7 +237,16 @@ def _print_settings(resolved: Resolved) -> None:
     rows = []
     for option in OPTIONS:
         value = plain(option.kind, getattr(getattr(resolved.settings, option.section), option.name))
-        rows.append((option.key, value if value.isprintable() else show(value), resolved.origins[option.key]))
+        rows.append((option.key, value, resolved.origins[option.key]))
+    for table in TABLES:
+        entries = getattr(resolved.settings, table.name)
+        if not entries:
+            rows.append((table.name, "none", DEFAULT))
+        for index, entry in enumerate(entries):
+            for key in table.keys:
+                name = table.key_of(index, key.name)
+                rows.append((name, key.shown(getattr(entry, key.name)), resolved.origins[name]))
+    rows = [(name, value if value.isprintable() else show(value), origin) for name, value, origin in rows]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for key, value, origin in rows:
-        click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
+    for name, value, origin in rows:
+        click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")

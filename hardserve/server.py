@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hardserve import __version__
 from hardserve.edge.budget import Budget
+from hardserve.edge.clients import Clients
 from hardserve.edge.connection import BUSY, Connection, EdgeContext
 from hardserve.edge.deadlines import Timer
 from hardserve.edge.gate import Gate
@@ -90,7 +91,7 @@ class Server:
         self._budget = Budget(settings.limits.buffered_memory, settings.limits.buffered_files)
         self._watch = self._make_watch()
         self._watch_timer = Timer(self._look_at_pool)
-        self._refusal_log = RefusalLog(logger.log)
+        self._refusal_log = RefusalLog(logger.log, logger.getEffectiveLevel())
         self._refusal_timer = Timer(self._sum_up_refusals)
         self._pages = ErrorPages()
         self._loop: Loop
@@ -110,7 +111,7 @@ class Server:
 
         Raises ListenError, and OSError for a page that cannot be read, and then has opened nothing.
         """
-        self._pages = ErrorPages.load(getattr(self.settings, "error_page", ()))
+        self._pages = ErrorPages.load(self.settings.error_page)
         try:
             for address in self.settings.server.bind:
                 self._listeners += open_listeners(address, self.settings.server.backlog)
@@ -118,7 +119,9 @@ class Server:
             for listener in self._listeners:
                 listener.close()
             raise
-        self._loop = Loop(self._listeners, self._max_connections())
+        limits = self.settings.limits
+        clients = Clients(limits.client_connections, limits.client_connection_rate)
+        self._loop = Loop(self._listeners, self._max_connections(), clients)
 
     def _max_connections(self) -> int:
         """Return `limits.connections`, or as many as this process may have descriptors for."""
@@ -169,6 +172,7 @@ class Server:
             dispatch=self._dispatch,
             log_refusal=self._log_refusal,
             log_cut=self._log_cut,
+            log_turned_away=self._log_turned_away,
         )
         self._workers.start()
         if ready is not None:
@@ -320,14 +324,21 @@ class Server:
             self._log_outcome(connection, request, request.status or CLIENT_CLOSED_REQUEST, request.sent, cut.name)
         self._count(cut, connection.client)
 
+    def _log_turned_away(self, refusal: Refusal, client: str) -> None:
+        """I/O thread."""
+        logger.debug("connection of %s refused: %s", client, refusal.name)
+        self._count(refusal, client)
+
     def _count(self, event: Refusal | Cut, client: str) -> None:
         now = time.monotonic()
         self._refusal_log.add(event, client, now)
-        if not self._refusal_timer.is_set:
-            self._sum_up_refusals(now)
+        self._set_refusal_timer(now)
 
     def _sum_up_refusals(self, now: float) -> None:
         self._refusal_log.due(now)
+        self._set_refusal_timer(now)
+
+    def _set_refusal_timer(self, now: float) -> None:
         wait_s = self._refusal_log.wait_s(now)
         if wait_s is not None:
             self._refusal_timer.set(now + wait_s, now, self._loop)

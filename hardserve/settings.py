@@ -8,7 +8,7 @@ Units are those of the kind: a Duration is seconds (float), a Size is bytes (int
 """
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -66,24 +66,68 @@ class AddressList:
     """One or more of host:port, [v6]:port, unix:/path?mode=660&owner=user:group and fd:N."""
 
 
-Kind = Duration | Size | Int | Choice | Output | AddressList
+@dataclass(frozen=True, slots=True)
+class PathGlob:
+    """The paths of some requests: "/upload", "/upload/*", "*.iso". `edge.routes.PathPattern` says what that means."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodList:
+    """Some request methods, in capitals."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalStatus:
+    """An HTTP status with which a request may be refused: one of those in refusals.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    """The path of a small text file with one of these suffixes. It is read at start; `max` is its size in bytes."""
+
+    suffixes: tuple[str, ...]
+    max: int
+
+
+Kind = Duration | Size | Int | Choice | Output | AddressList | PathGlob | MethodList | RefusalStatus | PageFile
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of a setting besides its name and default."""
+    """What is known of a setting besides its name and default.
+
+    Only in a table: `example` is written where there is no default worth showing, and `without` says what holds
+    where the setting is left out.
+    """
 
     kind: Kind
     help: str
+    example: Any = None
+    without: str = ""
 
 
-# Where a field's metadata keeps the About of a setting, and the one line of help of a section.
+@dataclass(frozen=True, slots=True)
+class AboutTables:
+    """What is known of an array of tables besides its name: the class of each, one line of help, how many at most."""
+
+    type: type
+    help: str
+    max: int = 1000
+
+
+# Where a field's metadata keeps the About of a setting, the AboutTables of an array of tables, and the one line of help
+# of a section.
 ABOUT = "about"
 
 
-def setting(default: T, kind: Kind, help: str) -> T:  # noqa: A002 - it is the help
+def setting(default: T, kind: Kind, help: str, *, example: object = None, without: str = "") -> T:  # noqa: A002
     """Declare a setting: a dataclass field that carries its About."""
-    return field(default=default, metadata={ABOUT: About(kind, help)})
+    return field(default=default, metadata={ABOUT: About(kind, help, example, without)})
+
+
+def required(kind: Kind, help: str, *, example: object) -> Any:  # noqa: A002 - it is the help
+    """Declare a setting that every table of its array must have."""
+    return field(metadata={ABOUT: About(kind, help, example)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +147,7 @@ class ServerSettings:
     max_stuck: int = setting(
         0,
         Int(0, 256),
-        "Threads that may hang past timeouts.app and be replaced before the server is unhealthy; 0 = server.threads.",
+        "Threads that may hang past timeouts.app and be replaced; past it: unhealthy. 0 = server.threads.",
     )
     exit_when_stuck: str = setting(
         "auto",
@@ -133,7 +177,7 @@ class TimeoutSettings:
     app: float = setting(
         60.0,
         Duration(0.0, DAY),
-        "For the app to answer, and between two parts of a streamed answer; past it the client gets 504. 0 = never.",
+        "For the app to answer, and between two parts of a stream; past it the client gets 504. 0 = never.",
     )
     interrupt: float = setting(
         0.0,
@@ -192,7 +236,7 @@ class LimitSettings:
     buffered_memory: int = setting(
         128 * MIB,
         Size(MIB, TIB),
-        "Of all requests and responses together kept in memory; past it bodies go to files and slow readers are cut.",
+        "Of all requests and responses kept in memory; past it bodies go to files, slow readers are cut.",
     )
     buffered_files: int = setting(
         2 * GIB,
@@ -212,12 +256,12 @@ class LimitSettings:
     response_file: int = setting(
         0,
         Size(0, TIB),
-        "Of one response kept in a temporary file when limits.response_buffer is full; past it, its thread waits.",
+        "Of one response kept in a file when limits.response_buffer is full; past it, its thread waits.",
     )
     response_rate: int = setting(
         KIB,
         Size(0, GIB),
-        "Bytes a second that a client must read its response at on average, after timeouts.rate_grace; 0 = any.",
+        "Bytes a second at which a response must be read on average, after timeouts.rate_grace; 0 = any.",
     )
 
 
@@ -235,6 +279,38 @@ class LogSettings:
     backups: int = setting(3, Int(1, 100), "Rotated files kept of each log.")
 
 
+# A setting that is added to one of these, or another array of tables, is declared here and nowhere else.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSettings:
+    """What holds for the requests to some paths."""
+
+    path: str = required(PathGlob(), "The paths of the requests.", example="/upload")
+    methods: tuple[str, ...] = setting(
+        (), MethodList(), "The methods of the requests; GET does not mean HEAD too.", example=("POST",), without="all"
+    )
+    max_body: int | None = setting(
+        None,
+        Size(0, TIB),
+        "The body of such a request; a larger one gets 413.",
+        example=GIB,
+        without="limits.body",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorPageSettings:
+    """A page for the clients that are refused with some status."""
+
+    status: int = required(RefusalStatus(), "The status of the refusals.", example=413)
+    file: str = required(
+        PageFile((".html", ".json", ".txt"), 64 * KIB),
+        "The page, from the directory where hardserve is started; {{ request_id }} in it is the request's id.",
+        example="413.html",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that can be set. `Settings()` is every default."""
@@ -247,3 +323,21 @@ class Settings:
     )
     limits: LimitSettings = field(default_factory=LimitSettings, metadata={ABOUT: "How much of anything is taken."})
     log: LogSettings = field(default_factory=LogSettings, metadata={ABOUT: "What is written down, and where."})
+    route: tuple[RouteSettings, ...] = field(
+        default=(),
+        metadata={
+            ABOUT: AboutTables(
+                RouteSettings,
+                "What holds for some requests only: the first whose path and methods fit a request counts.",
+            )
+        },
+    )
+    error_page: tuple[ErrorPageSettings, ...] = field(
+        default=(),
+        metadata={
+            ABOUT: AboutTables(
+                ErrorPageSettings,
+                "Pages of yours for what the server refuses: of each status one .html, one .json and one .txt.",
+            )
+        },
+    )

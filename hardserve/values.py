@@ -1,7 +1,7 @@
 """What people write for the value of a setting, read and written: durations, sizes, addresses and the rest.
 
-Pure functions, any thread. It knows the kinds of settings.py and nothing of names, files or variables:
-those are options.py's. Whether an address can be bound, or a file be opened, it must not ask.
+Pure functions, any thread. It knows the kinds of settings.py, and of the refusals their statuses, and nothing of names,
+files or variables. Whether an address can be bound, or a file be opened, it must not ask.
 """
 
 import os
@@ -10,7 +10,23 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hardserve.settings import GIB, KIB, MIB, TIB, AddressList, Choice, Duration, Int, Kind, Output, Size
+from hardserve.settings import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    AddressList,
+    Choice,
+    Duration,
+    Int,
+    Kind,
+    MethodList,
+    Output,
+    PageFile,
+    PathGlob,
+    RefusalStatus,
+    Size,
+)
 
 
 def parse_duration(text: str) -> float:
@@ -151,6 +167,30 @@ def _parse_unix_address(text: str) -> UnixAddress:
     return UnixAddress(path, None if mode is None else int(mode, 8), user or None, group or None)
 
 
+_MAX_GLOB = 1024
+_GLOB_MISTAKES = (
+    (r"[?#]", "expected a path alone, without a query"),
+    (r"%[0-9A-Fa-f]{2}", "expected the path as it is when decoded, without escapes such as %20"),
+    (r"<[^/]*>", 'expected * in place of a variable part, as in "/users/*"'),
+    (r"/\.{0,2}/|/\.\.?$", "expected a path without //, /./ and /../, as those of requests are compared"),
+)
+
+
+def parse_path_glob(text: str) -> str:
+    """Read the paths of some requests: a path from its first slash on, or with * for what may differ.
+
+    Raises ValueError, with a message for what could never be the path of a request.
+    """
+    if not text.startswith(("/", "*")) or not text.isprintable() or text != text.rstrip():
+        raise ValueError
+    if len(text) > _MAX_GLOB:
+        raise ValueError(f"expected at most {_MAX_GLOB} characters")
+    for mistake, what in _GLOB_MISTAKES:
+        if re.search(mistake, text):
+            raise ValueError(what)
+    return text
+
+
 def parse(kind: Kind, raw: object) -> Any:
     """Read a value as it came from a file, a variable, a flag or Python: text, or a number of that unit.
 
@@ -161,15 +201,37 @@ def parse(kind: Kind, raw: object) -> Any:
             return float(_bounded(kind, parse_duration(raw) if isinstance(raw, str) else raw, int | float))
         case Size():
             return _bounded(kind, parse_size(raw) if isinstance(raw, str) else raw, int)
-        case Int():
-            digits = isinstance(raw, str) and re.fullmatch(r"[0-9]{1,15}", raw)
-            return _bounded(kind, int(digits[0]) if digits else raw, int)
-        case Choice() if isinstance(raw, str) and raw.lower() in kind.values:
-            return raw.lower()
-        case Output() if isinstance(raw, str) and (raw in kind.words or _is_path(raw)):
-            return raw
+        case Int() | RefusalStatus():
+            return _whole(kind, raw)
         case AddressList():
             return _addresses(raw)
+        case MethodList():
+            return _methods(raw)
+        case _ if isinstance(raw, str):
+            return _text(kind, raw)
+    raise ValueError
+
+
+def _whole(kind: Int | RefusalStatus, raw: object) -> Any:
+    digits = isinstance(raw, str) and re.fullmatch(r"[0-9]{1,15}", raw)
+    number = int(digits[0]) if digits else raw
+    if isinstance(kind, Int):
+        return _bounded(kind, number, int)
+    if type(number) is not int or number not in refusal_statuses():
+        raise ValueError
+    return number
+
+
+def _text(kind: Kind, raw: str) -> str:
+    match kind:
+        case Choice() if raw.lower() in kind.values:
+            return raw.lower()
+        case Output() if raw in kind.words or _is_path(raw):
+            return raw
+        case PathGlob():
+            return parse_path_glob(raw)
+        case PageFile() if _is_path(raw) and raw.lower().endswith(kind.suffixes):
+            return raw
     raise ValueError
 
 
@@ -201,22 +263,84 @@ def _addresses(raw: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+
+
+def _methods(raw: object) -> tuple[str, ...]:
+    texts = (raw,) if isinstance(raw, str) else raw
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    methods = tuple(text.upper() for text in texts)
+    for method in methods:
+        if not re.fullmatch(r"[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,31}", method):  # what edge.parsing takes
+            raise ValueError
+        if method not in _METHODS:
+            import difflib  # noqa: PLC0415
+
+            # PROPPATCH is no misspelt PATCH: other methods are taken as they are.
+            near = [known for known in _METHODS if abs(len(known) - len(method)) <= 1]
+            for known in difflib.get_close_matches(method, near, n=1):
+                raise ValueError(f"did you mean {show(known)}?")
+    if len(set(methods)) < len(methods):
+        raise ValueError("expected each method once")
+    return methods
+
+
+def refusal_statuses() -> tuple[int, ...]:
+    """Return every status with which a request may be refused."""
+    from hardserve import refusals  # noqa: PLC0415 - it imports logging, and the command starts sooner without
+
+    return tuple(sorted({each.status for each in vars(refusals).values() if isinstance(each, refusals.Refusal)}))
+
+
 def expected(kind: Kind, default: Any) -> str:
     """Say what is allowed, and the default for an example: the second half of a message about a mistake."""
     example = write(kind, default)
     match kind:
-        case Choice():
+        case Choice() | MethodList() | RefusalStatus():
             return f"expected {describe(kind)}"
         case Output():
             return f"expected {describe(kind)} (with a slash or a dot in it)"
         case AddressList():
             return f"expected {_ADDRESS_FORMS}; a list such as {example}"
+        case PathGlob():
+            return 'expected a path such as "/upload", "/upload/*" or "*.iso"'
         case _:
             return f"expected a {describe(kind)}, such as {example}"
 
 
+# The whole definition, for the reference: whatever takes a path takes it like this.
+_GLOB_MEANING = (
+    'path in which * stands for any characters, slashes too, and all else for itself: "/upload", "*.iso",'
+    ' "/files/*/raw"; "/upload/*" is /upload and all below it. It is compared with the decoded path of a request,'
+    " without //, /./ and /../; a slash at the end of that makes no difference"
+)
+
+
 def describe(kind: Kind) -> str:
     """Name the kind and its bounds in a few words."""
+    match kind:
+        case Duration() | Size() | Int():
+            text = _range(kind)
+        case Choice():
+            text = f"one of {', '.join(kind.values)}"
+        case Output():
+            text = f"{', '.join(show(word) for word in kind.words)} or the path of a file"
+        case AddressList():
+            text = _ADDRESS_FORMS
+        case PathGlob():
+            text = _GLOB_MEANING
+        case MethodList():
+            text = 'some methods, such as ["POST"]'
+        case RefusalStatus():
+            text = f"one of {', '.join(map(str, refusal_statuses()))}"
+        case PageFile():
+            *others, last = kind.suffixes
+            text = f"path of a file in {', '.join(others)} or {last} of at most {format_size(kind.max)} in UTF-8"
+    return text
+
+
+def _range(kind: Duration | Size | Int) -> str:
     match kind:
         case Duration():
             return f"duration from {format_duration(kind.min)} to {format_duration(kind.max)}"
@@ -224,12 +348,6 @@ def describe(kind: Kind) -> str:
             return f"size from {format_size(kind.min)} to {format_size(kind.max)}"
         case Int():
             return f"whole number from {kind.min} to {kind.max}"
-        case Choice():
-            return f"one of {', '.join(kind.values)}"
-        case Output():
-            return f"{', '.join(show(word) for word in kind.words)} or the path of a file"
-        case AddressList():
-            return _ADDRESS_FORMS
 
 
 def plain(kind: Kind, value: Any) -> str:
@@ -239,7 +357,7 @@ def plain(kind: Kind, value: Any) -> str:
             return format_duration(value)
         case Size():
             return format_size(value)
-        case AddressList():
+        case AddressList() | MethodList():
             return ",".join(value)
         case _:
             return str(value)
@@ -248,7 +366,7 @@ def plain(kind: Kind, value: Any) -> str:
 def write(kind: Kind, value: Any) -> str:
     """Write a value as TOML: "10s", 8, ["127.0.0.1:8000"]."""
     text = plain(kind, value)
-    return show(value) if isinstance(kind, AddressList) else text if text.isdecimal() else show(text)
+    return show(value) if isinstance(kind, AddressList | MethodList) else text if text.isdecimal() else show(text)
 
 
 def show(raw: object) -> str:

@@ -132,6 +132,7 @@ def edge_context(
         dispatch=dispatch,
         log_refusal=lambda *_: None,
         log_cut=lambda *_: None,
+        log_turned_away=lambda *_: None,
     )
 
 

@@ -12,10 +12,11 @@ import os
 import resource
 import selectors
 import socket
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -30,6 +31,7 @@ from hardserve.edge.admission import (
     Peer,
 )
 from hardserve.edge.clients import Clients
+from hardserve.edge.connection import BODY, HEAD
 from hardserve.edge.listener import Listener, open_listeners
 from hardserve.refusals import (
     CLIENT_CONNECTION_RATE,
@@ -38,7 +40,9 @@ from hardserve.refusals import (
     NO_DESCRIPTORS,
     Refusal,
 )
-from tests.support import PATIENCE_S, can_bind_ipv6
+from tests.support import PATIENCE_S, can_bind_ipv6, serving
+from tests.test_drain import hold_io_thread
+from tests.test_http import connections, eventually
 
 START = 1000.0
 ALICE, BOB = "127.0.0.2", "127.0.0.3"
@@ -69,7 +73,7 @@ class Rig:
                 admitted=self._admitted,
                 make_room=self._make_room,
                 answer=lambda refusal: refusal.text.encode(),
-                refused=lambda *told: self.refused.append(told),
+                refused=lambda refusal, client, now: self.refused.append((refusal, client, now)),
             ),
         )
 
@@ -90,7 +94,7 @@ class Rig:
         connection[0].close()
         self.clients.left(connection[2])
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -443,10 +447,10 @@ def test_an_app_that_is_quicker_costs_a_bounded_number_of_connections() -> None:
         assert rig.refused == []
 
 
-def count_accepts(rig: Rig, *errors: int) -> list[float]:
+def count_accepts(rig: Rig, *errors: int) -> list[int]:
     """Have accept fail with each of `errors` in turn, and the last one for ever; return what the attempts fill."""
     (listener,) = rig.listeners
-    attempts: list[float] = []
+    attempts: list[int] = []
 
     class Failing(socket.socket):
         def accept(self) -> Any:
@@ -566,11 +570,8 @@ def test_at_the_end_those_past_the_cap_wait_until_others_leave() -> None:
             rig.end(rig.open[0])
             assert hears(client) == "", "its turn came in order"
         rig.turn()
-        assert not rig.acceptor.finished, "who knows whether anybody waits"
-        rig.end(rig.open[0])
-        rig.turn()
-        assert rig.acceptor.finished
-        assert (len(rig.open), rig.refused, rig.rooms_asked) == (1, [], 0)
+        assert rig.acceptor.finished, "the last two are in, and nobody waits"
+        assert (len(rig.open), rig.refused, rig.rooms_asked) == (2, [], 0)
 
 
 def test_at_the_end_those_without_a_descriptor_wait_and_come_in_one_by_one() -> None:
@@ -611,3 +612,106 @@ def test_an_acceptor_that_is_closed_holds_nothing() -> None:
         rig.acceptor.close()
         rig.turn()
     assert open_descriptors() == before
+
+
+# --- the whole server ---
+
+
+def hello(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+
+def test_at_the_cap_the_connection_that_has_been_idle_for_longest_is_closed_for_a_newcomer() -> None:
+    with serving(hello, limits_connections=2) as running:  # noqa: SIM117
+        with running.connect() as first, running.connect() as second:
+            for client in (first, second, first):
+                assert client.get("/").body == b"hello"
+            with running.connect() as third:
+                assert third.get("/").body == b"hello"
+                assert second.receive_all() == b""
+                assert first.get("/").body == b"hello"
+                assert len(connections(running)) == 2
+
+
+def test_at_the_cap_one_that_has_not_asked_yet_is_idle_too() -> None:
+    with serving(hello, limits_connections=1) as running, running.connect() as silent:
+        assert running.exchange(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").endswith(b"hello")
+        assert silent.receive_all() == b""
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(b"G", id="in a request line"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12", id="in a body"),
+    ],
+)
+def test_at_the_cap_and_with_nobody_idle_a_newcomer_is_refused_and_those_who_are_in_are_served(begun: bytes) -> None:
+    whole = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12345"
+    whole = whole if whole.startswith(begun) else b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving(hello, limits_connections=1) as running, running.connect() as client:
+        client.send(begun)
+        eventually(lambda: [each.phase for each in connections(running)] in ([HEAD], [BODY]))
+        with running.connect() as newcomer:
+            response = newcomer.response()
+            assert (response.status, response.header("Connection")) == (503, "close")
+            assert CONNECTIONS_FULL.text.encode() in response.body
+            assert newcomer.receive_all() == b""
+        client.send(whole[len(begun) :])
+        assert client.response().body == b"hello"
+
+
+def test_at_the_cap_a_request_that_has_arrived_is_answered_although_its_connection_looked_idle() -> None:
+    """The newcomer is accepted first: its listener has been ready for longer."""
+    with serving(hello, limits_connections=1) as running, running.connect() as client:
+        assert client.get("/").body == b"hello"
+        let_go = hold_io_thread(running)
+        with running.connect() as newcomer:
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            let_go()
+            assert client.response().body == b"hello"
+            assert newcomer.response().status == 503
+
+
+def test_a_stop_at_the_cap_does_not_wait_for_nobody() -> None:
+    with serving(hello, limits_connections=1, drain="60s") as running, running.connect() as client:
+        assert client.get("/").body == b"hello"
+        assert running.stop() == 0
+        assert client.receive_all() == b""
+
+
+def test_one_client_has_its_number_of_connections_and_everybody_else_theirs() -> None:
+    with serving(hello, limits_client_connections=2) as running, contextlib.ExitStack() as stack:
+        alice = [stack.enter_context(running.connect(ALICE)) for _ in range(2)]
+        assert [client.get("/").status for client in alice] == [200, 200]
+        third = stack.enter_context(running.connect(ALICE))
+        response = third.response()
+        assert (response.status, response.header("Connection")) == (429, "close")
+        assert CLIENT_CONNECTIONS.text.encode() in response.body
+        assert stack.enter_context(running.connect(BOB)).get("/").status == 200
+        alice[0].socket.close()
+        eventually(lambda: len(connections(running)) == 2)
+        assert stack.enter_context(running.connect(ALICE)).get("/").status == 200
+
+
+def test_a_flood_from_one_client_is_turned_away_and_nobody_else_notices() -> None:
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError), running.connect(ALICE) as client:
+                client.receive_all()
+
+    with serving(hello, limits_client_connection_rate=5) as running, running.connect(BOB) as bob:
+        threads = [threading.Thread(target=flood) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(100):
+                assert bob.get("/").body == b"hello"
+        finally:
+            stop.set()
+            running.server.stop()  # ends those who were let in and say nothing
+            for thread in threads:
+                thread.join(PATIENCE_S)

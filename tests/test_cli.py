@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hardserve import __version__
-from hardserve.options import OPTIONS, SECTIONS, example_toml
+from hardserve.options import OPTIONS, SECTIONS, TABLES, example_toml
 
 HELLO = """\
 import os
@@ -72,6 +72,9 @@ def test_help_all_has_every_flag_and_variable_with_its_default(tmp_path: Path) -
         assert re.search(rf"\n  {option.flag} [A-Z]+  \[{option.variable}\]\n", done.stdout), option
     assert re.findall(r"(?m)^\[(\w+)\] .*:$", done.stdout) == [section.name for section in SECTIONS]
     assert "default 127.0.0.1:8000)" in done.stdout
+    for table in TABLES:
+        (about,) = re.findall(rf"(?m)^\[\[{table.name}\]\] .*:\n((?:  .*\n)+)", done.stdout)
+        assert re.findall(r"(?m)^  (\w+)$", about) == [key.name for key in table.keys]
 
 
 def test_the_version_is_printed_without_reading_flask_or_the_server(tmp_path: Path) -> None:
@@ -120,7 +123,8 @@ def test_config_prints_every_setting_with_its_value_and_origin_in_columns(tmp_pa
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
-    assert list(rows) == [option.key for option in OPTIONS]
+    assert list(rows) == [option.key for option in OPTIONS] + [table.name for table in TABLES]
+    assert rows["route"] == ["none", "default"]
     assert rows["server.bind"] == ["127.0.0.1:0,[::1]:0", "flag --bind"]
     assert rows["server.threads"] == ["5", "more.env:1"]
     assert rows["server.drain"] == ["5s", "environment HARDSERVE_DRAIN"]
@@ -129,6 +133,23 @@ def test_config_prints_every_setting_with_its_value_and_origin_in_columns(tmp_pa
     assert rows["log.level"] == ["info", "default"]
     starts = {line.index(rows[line.split()[0]][1], len(line.split()[0])) for line in done.stdout.splitlines()}
     assert len(starts) == 1
+
+
+def test_config_prints_every_table_in_force_with_the_origin_of_each_value(tmp_path: Path) -> None:
+    (tmp_path / "hardserve.toml").write_text(
+        '[[route]]\npath = "/a b"\nmethods = ["PUT", "POST"]\nmax_body = "1g"\n\n[[route]]\npath = "*"\n'
+    )
+    done = hardserve("config", directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [re.split(" {2,}", line) for line in done.stdout.splitlines()]
+    assert [row for row in rows if row[0].startswith("route")] == [
+        ["route[0].path", "/a b", "hardserve.toml:2"],
+        ["route[0].methods", "PUT,POST", "hardserve.toml:3"],
+        ["route[0].max_body", "1GiB", "hardserve.toml:4"],
+        ["route[1].path", "*", "hardserve.toml:7"],
+        ["route[1].methods", "all", "default"],
+        ["route[1].max_body", "limits.body", "default"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -892,18 +892,6 @@ def test_a_head_at_the_cap_is_served_and_one_past_it_is_not(
                 assert client.response().status == expected
 
 
-def test_past_the_cap_a_connection_waits_until_another_one_ends() -> None:
-    with serving(echo, limits_connections=2) as running:  # noqa: SIM117
-        with running.connect() as first, running.connect() as second, running.connect() as third:
-            assert first.get("/1").body == b"GET /1 "
-            assert second.get("/2").body == b"GET /2 "
-            third.send(b"GET /3 HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert first.get("/1").body == b"GET /1 "
-            assert len(connections(running)) == 2
-            second.socket.close()
-            assert third.response().body == b"GET /3 "
-
-
 def test_a_full_queue_says_503_and_keeps_the_connection() -> None:
     release = threading.Event()
 

@@ -395,16 +395,17 @@ def test_too_few_descriptors_are_told_and_fewer_connections_taken(start: Start) 
     assert "64 descriptors: 32 connections" in said
     assert "ulimit -Hn" in said
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(process.connect()) for _ in range(50)]
+        clients = [stack.enter_context(process.connect()) for _ in range(32)]
         for client in clients:
-            client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-        for client in clients[:32]:
-            assert client.response().body == b"hello"
-        # The others wait in the kernel's queue, and are served as those that were taken end.
-        for client in clients[:18]:
-            client.socket.close()
+            assert client.get("/").body == b"hello"
+        # From here on the one that has been idle for longest makes room for each newcomer.
+        clients += [stack.enter_context(process.connect()) for _ in range(18)]
         for client in clients[32:]:
-            assert client.response().body == b"hello"
+            assert client.get("/").body == b"hello"
+        for client in clients[:18]:
+            assert client.receive_all() == b""
+        for client in clients[18:]:
+            assert client.get("/").body == b"hello"
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert "cannot accept" not in process.said
@@ -419,31 +420,49 @@ def test_the_soft_limit_is_raised_without_a_word_where_that_is_allowed(start: St
     assert "limits.connections is" not in process.said
 
 
+def cpu_s(process: Process) -> float:
+    fields = Path(f"/proc/{process.popen.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_running_out_of_descriptors_is_survived_without_a_busy_loop(start: Start) -> None:
-    process = start(preexec_fn=limit_descriptors(512, 512))
-    with process.connect() as spared, contextlib.ExitStack() as stack:
-        assert spared.get("/lower?5").status == 200
-        clients = [stack.enter_context(process.connect()) for _ in range(40)]
-        for client in clients:
-            client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-        process.await_said("cannot accept")
-        before = float(spared.get("/cpu").body)
-        started = time.monotonic()
-        # Nothing to wait for: what is measured is what it does when nothing can be done.
-        select.select([], [], [], 1.0)
-        used = float(spared.get("/cpu").body) - before
-        assert used < 0.3 * (time.monotonic() - started)
-        taken, _, _ = select.select([client.socket for client in clients], [], [], 0)
-        assert 0 < len(taken) < 40
-        # As those that were taken end, the others are taken, a few at a time.
-        for client in sorted(clients, key=lambda client: client.socket not in taken):
+    process = start("--limits-client-connection-rate", "0", preexec_fn=limit_descriptors(512, 512))
+    assert process.get("/lower?12") == b"hello"
+    with contextlib.ExitStack() as stack:
+        # While there are idle ones, they make room: everybody is served.
+        for _ in range(40):
+            assert stack.enter_context(process.connect()).get("/").body == b"hello"
+        process.await_said("cannot accept: [Errno 24]", "LimitNOFILE=")
+        # Those in the middle of a request do not.
+        began: list[Client] = []
+        refused: list[Client] = []
+        while len(refused) < 40:
+            client = stack.enter_context(process.connect())
+            client.send(b"GET / HTTP/1.1\r\n")
+            (refused if select.select([client.socket], [], [], 0.05)[0] else began).append(client)
+            assert len(began) < 40
+        for client in refused:
+            assert read_quietly(client).startswith(b"HTTP/1.1 503 ")
+        before, started = cpu_s(process), time.monotonic()
+        select.select([], [], [], 0.5)
+        assert cpu_s(process) - before < 0.3 * (time.monotonic() - started)
+        for client in began:
+            client.send(b"Host: test\r\nConnection: close\r\n\r\n")
             assert client.response().body == b"hello"
-            client.socket.close()
     assert process.get() == b"hello"
     assert process.said.count("cannot accept") == 1, "it is said at most every ten seconds"
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert "Traceback" not in process.said
+
+
+def read_quietly(client: Client) -> bytes:
+    """Return what comes until the connection ends or is reset: it was refused before it had sent everything."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while data := client.socket.recv(65536):
+            received += data
+    return received
 
 
 def test_requests_leave_no_descriptors_behind(start: Start) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardserve import refusals
+from hardserve.configfiles import _toml_lines
 from hardserve.options import (
     OPTIONS,
     SECTIONS,
+    TABLES,
     DotEnv,
     Resolved,
     SettingsError,
-    _toml_lines,
     example_toml,
     from_keywords,
     resolve,
 )
-from hardserve.settings import Choice, Duration, Int, Kind, Output, Settings, Size
+from hardserve.settings import (
+    GIB,
+    MIB,
+    Choice,
+    Duration,
+    ErrorPageSettings,
+    Int,
+    Kind,
+    Output,
+    RouteSettings,
+    Settings,
+    Size,
+)
 from hardserve.values import format_size, plain, write
 
 REPOSITORY = Path(__file__).parent.parent
@@ -266,9 +281,115 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
             id="a misspelt section",
         ),
         pytest.param(
-            b"[[route]]\n[[route]]",
-            "hardserve.toml:1: route: unknown setting; `hardserve config` lists them all",
-            id="an array of tables",
+            b"[[server]]\nthreads = 1",
+            "hardserve.toml:1: [[server]]: expected a section, [server]",
+            id="a section in double brackets",
+        ),
+        pytest.param(
+            b"[[thing]]\n[[thing]]",
+            "hardserve.toml:1: [[thing]]: unknown section; `hardserve config` lists them all",
+            id="an array of tables like no other",
+        ),
+        pytest.param(
+            b"\n[[routes]]\npath = '/'",
+            "hardserve.toml:2: [[routes]]: unknown section; did you mean [[route]]?",
+            id="a misspelt array of tables",
+        ),
+        pytest.param(
+            b"[error-page]\nstatus = 413",
+            "hardserve.toml:1: [error-page]: unknown section; did you mean [[error_page]]?",
+            id="a misspelt array of tables in single brackets",
+        ),
+        pytest.param(
+            b"routes = 3",
+            "hardserve.toml:1: routes: unknown setting; did you mean [[route]]?",
+            id="a misspelt array of tables with a value",
+        ),
+        pytest.param(
+            b"[route]\npath = '/upload'",
+            "hardserve.toml:1: [route]: expected [[route]], with two brackets, for each",
+            id="an array of tables in single brackets",
+        ),
+        pytest.param(
+            b"\nroute = 3",
+            "hardserve.toml:2: route = 3: expected tables, each begun by [[route]]",
+            id="a value in place of an array of tables",
+        ),
+        pytest.param(
+            b"route = [{path = '/'}, 3]",
+            "hardserve.toml:1: route = [a table, 3]: expected tables, each begun by [[route]]",
+            id="a value in an array of tables",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/'\nmax_bdy = 1",
+            "hardserve.toml:3: route[0].max_bdy: unknown setting; did you mean max_body?",
+            id="a misspelt name in a table",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/'\nMax-Body = 1",
+            "hardserve.toml:3: route[0].Max-Body: unknown setting; did you mean max_body?",
+            id="a name in a table spelt as nobody spells it here",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/'\n\nthreads = 4",
+            "hardserve.toml:4: route[0].threads: unknown setting; did you mean server.threads?",
+            id="what belongs to a section, but follows a table",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/'\n[route.max_body]\nsize = 1",
+            'hardserve.toml:3: route[0].max_body = a table: expected a size from 0 to 1TiB, such as "1GiB"',
+            id="a table in a table",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/a'\n[[route]]\npath = '/b'\nmax_body = '2TiB'",
+            'hardserve.toml:5: route[1].max_body = "2TiB": expected a size from 0 to 1TiB, such as "1GiB"',
+            id="a value out of bounds in the second table",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/a'\n\n[[route]]\nmethods = ['POST']",
+            'hardserve.toml:4: route[1]: expected also path, such as path = "/upload"',
+            id="a name that a table must have",
+        ),
+        pytest.param(
+            b"[[route]]",
+            'hardserve.toml:1: route[0]: expected also path, such as path = "/upload"',
+            id="an empty table",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/a'\npath = '/b'",
+            "hardserve.toml:3: cannot be read as TOML: Cannot overwrite a value",
+            id="a name twice in one table",
+        ),
+        pytest.param(
+            b"[[route]]\npath = 'upload'",
+            'hardserve.toml:2: route[0].path = "upload": expected a path such as "/upload", "/upload/*" or "*.iso"',
+            id="a path without its slash",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/users/<id>'",
+            'hardserve.toml:2: route[0].path = "/users/<id>": expected * in place of a variable part, as in "/users/*"',
+            id="a path as Flask writes it",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/a'\nmethods = ['POST', 'PSOT']",
+            'hardserve.toml:3: route[0].methods = ["POST", "PSOT"]: did you mean "POST"?',
+            id="a misspelt method",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/a'\nmethods = 3",
+            'hardserve.toml:3: route[0].methods = 3: expected some methods, such as ["POST"]',
+            id="a number where methods are wanted",
+        ),
+        pytest.param(
+            b"[[error_page]]\nstatus = 413\nfile = 'p.php'",
+            'hardserve.toml:3: error_page[0].file = "p.php": expected a path of a file in .html, .json or .txt of at'
+            ' most 64KiB in UTF-8, such as "413.html"',
+            id="a page of another kind",
+        ),
+        pytest.param(
+            b"\n" + b"[[route]]\n" * 1001,
+            "hardserve.toml:2: route: expected at most 1000 of [[route]]",
+            id="more tables than anybody writes",
         ),
         pytest.param(
             b"server = 1",
@@ -300,6 +421,88 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
 def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "hardserve.toml").write_bytes(content)
     assert problems_of(tmp_path) == [problem]
+
+
+def test_everything_wrong_with_a_table_is_said_at_once_and_the_other_tables_are_read(tmp_path: Path) -> None:
+    (tmp_path / "hardserve.toml").write_text(
+        """[[route]]
+path = "upload"
+max_body = "9TiB"
+metods = ["POST"]
+
+[[error_page]]
+file = "413.html"
+
+[[route]]
+path = "/ok"
+max_body = "3GiB"
+
+[[route]]
+path = "/"
+methods = []
+max_body = "x"
+"""
+    )
+    assert [problem.partition(" = ")[0] for problem in problems_of(tmp_path)] == [
+        "hardserve.toml:2: route[0].path",
+        "hardserve.toml:3: route[0].max_body",
+        "hardserve.toml:4: route[0].metods: unknown setting; did you mean methods?",
+        "hardserve.toml:16: route[2].max_body",
+        "hardserve.toml:6: error_page[0]: expected also status, such as status",
+        "hardserve.toml:11: route[1].max_body",  # more than limits.buffered_files
+        "hardserve.toml:7: error_page[0].file",  # not there
+    ]
+
+
+def test_tables_count_in_the_order_of_the_file_and_say_where_they_came_from(tmp_path: Path) -> None:
+    (tmp_path / "413.html").write_text("<h1>Too large</h1>")
+    (tmp_path / "hardserve.toml").write_text(
+        """[[route]]
+path = "/upload"
+methods = ["post", "PUT"]
+max_body = "1GiB"
+
+[server]
+threads = 3
+[[error_page]]
+status = 413
+file = "413.html"
+[[route]] # another
+path = "*.iso"
+[log]
+level = "error"
+"""
+    )
+    resolved = resolve(environ={}, directory=tmp_path)
+    assert resolved.settings.route == (
+        RouteSettings(path="/upload", methods=("POST", "PUT"), max_body=GIB),
+        RouteSettings(path="*.iso", methods=(), max_body=None),
+    )
+    assert resolved.settings.error_page == (ErrorPageSettings(status=413, file="413.html"),)
+    assert (resolved.settings.server.threads, resolved.settings.log.level) == (3, "error")
+    assert {key: origin for key, origin in resolved.origins.items() if "[" in key} == {
+        "route[0].path": "hardserve.toml:2",
+        "route[0].methods": "hardserve.toml:3",
+        "route[0].max_body": "hardserve.toml:4",
+        "route[1].path": "hardserve.toml:12",
+        "route[1].methods": "default",
+        "route[1].max_body": "default",
+        "error_page[0].status": "hardserve.toml:9",
+        "error_page[0].file": "hardserve.toml:10",
+    }
+
+
+def test_tables_may_be_written_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "hardserve.toml").write_text("\nroute = [\n  {path = '/a'},\n  {path = '/b', methods = 'POST'},\n]\n")
+    resolved = resolve(environ={}, directory=tmp_path)
+    assert [route.path for route in resolved.settings.route] == ["/a", "/b"]
+    assert resolved.settings.route[1].methods == ("POST",)
+    assert resolved.origins["route[1].path"] == "hardserve.toml:2"
+
+
+def test_an_array_without_tables_is_none(tmp_path: Path) -> None:
+    (tmp_path / "hardserve.toml").write_text("route = []\n")
+    assert resolve(environ={}, directory=tmp_path).settings == Settings()
 
 
 @pytest.mark.parametrize("content", ["a = " + "9" * 5000, "a = " + "[" * 100_000], ids=["digits", "nesting"])
@@ -341,13 +544,53 @@ def test_the_line_of_a_name_is_found_whatever_is_around_it(pieces: list[str]) ->
             names = [f"k{number}", f'"\\u006b{number}"', f"'k{number}'", f"k{number} . 'a=b'"]
             expected[f"k{number}"] = text.count("\n") + 1
             text += f"{names[number % 4]} = {piece}\n"
-        elif f"{piece}\n" not in text or not piece.startswith("["):  # a table cannot be opened twice
+        elif f"{piece}\n" not in text or not piece.startswith("[") or piece == "[[u]]":  # a table is opened once
             text += f"{piece}\n"
     tomllib.loads(text)
 
-    found = {path[-1]: line for path, line in _toml_lines(text).items() if re.fullmatch("k[0-9]+", path[-1])}
+    found = {path[-1]: line for path, line in _toml_lines(text).items() if re.fullmatch("k[0-9]+", str(path[-1]))}
 
     assert found == expected
+
+
+def paths_in(value: Any, path: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    found = {path} if path else set()
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, member in members:
+        found |= paths_in(member, (*path, name))
+    return found
+
+
+HEADERS = [
+    "[[a]]",
+    "[[a]]",
+    "[[a.b]]",
+    "[[ a . 'b' ]]",
+    "[a.c]",
+    "[d]",
+    "[[d.e]]",
+    "k = 1",
+    "m.n = 1",
+    "o = {p = 1}",
+    "",
+]
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.sampled_from(HEADERS), max_size=14))
+def test_the_names_of_a_table_are_known_by_its_place_in_its_array(lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return  # a table opened twice, a name given twice
+    found = _toml_lines(text)
+    assert set(found) == {path for path in paths_in(document) if path[-2:] != ("o", "p")}
+    for path, line in found.items():
+        if path[-1] in ("k", "m", "o"):
+            assert lines[line - 1].startswith(str(path[-1]))
+        elif isinstance(path[-1], int):
+            assert lines[line - 1].startswith("[")
 
 
 def test_in_an_inline_table_the_line_is_that_of_the_table(tmp_path: Path) -> None:
@@ -388,6 +631,17 @@ def test_in_an_inline_table_the_line_is_that_of_the_table(tmp_path: Path) -> Non
             {"HARDSERVE_KEEP_ALIVE": "4"},
             "environment HARDSERVE_KEEP_ALIVE: unknown setting; did you mean HARDSERVE_TIMEOUTS_KEEP_ALIVE?",
             id="a section that does not",
+        ),
+        pytest.param(
+            {"HARDSERVE_ROUTE": "/upload"},
+            "environment HARDSERVE_ROUTE: [[route]] cannot be set by a variable; expected it in the TOML file",
+            id="an array of tables",
+        ),
+        pytest.param(
+            {"HARDSERVE_ERROR_PAGE_0_FILE": "413.html"},
+            "environment HARDSERVE_ERROR_PAGE_0_FILE: [[error_page]] cannot be set by a variable; expected it in the"
+            " TOML file",
+            id="a name in an array of tables",
         ),
         pytest.param(
             {"HARDSERVE_XYZ": "4"},
@@ -542,6 +796,27 @@ def test_all_problems_of_all_sources_are_said_at_once_in_their_order(tmp_path: P
             id="a part greater than the whole, both given",
         ),
         pytest.param(
+            {"limits_body": "1025MiB"},
+            'flag --limits-body = "1025MiB": expected at most half of limits.buffered_files = "2GiB"',
+            id="a body that is more than a client may have in files",
+        ),
+        pytest.param(
+            {"limits_buffered_files": "0"},
+            'flag --limits-buffered-files = "0": expected at least twice limits.body = "16MiB", the default',
+            id="no files, and a body that memory does not take",
+        ),
+        pytest.param(
+            {"limits_body": "1MiB", "limits_body_memory": "4MiB", "limits_buffered_memory": "1MiB"}
+            | {"limits_buffered_files": "1MiB"},
+            'flag --limits-body = "1MiB": expected at most half of flag --limits-buffered-files = "1MiB"',
+            id="a body that may be in memory, where there is no room for it",
+        ),
+        pytest.param(
+            {"limits_response_file": "3GiB"},
+            'flag --limits-response-file = "3GiB": expected at most limits.buffered_files = "2GiB"',
+            id="a response that all files together cannot hold",
+        ),
+        pytest.param(
             {"log_access": "./a.log", "log_error": "a.log", "log_max_size": "1m"},
             'flag --log-access and flag --log-error = "a.log": expected two files where log.max_size rotates them',
             id="two logs rotating one file",
@@ -550,6 +825,118 @@ def test_all_problems_of_all_sources_are_said_at_once_in_their_order(tmp_path: P
 )
 def test_settings_that_contradict_each_other_are_a_problem(tmp_path: Path, flags: dict[str, str], problem: str) -> None:
     assert problems_of(tmp_path, flags=flags) == [problem]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({"limits_body": "1GiB"}, id="as much as a client may have in files"),
+        pytest.param({"limits_body": "512KiB", "limits_buffered_files": "0"}, id="a body that stays in memory"),
+        pytest.param(
+            {"limits_body": "512KiB", "limits_buffered_files": "0", "limits_buffered_memory": "1MiB"},
+            id="a body that stays in memory, and is as much as a client may have there",
+        ),
+        pytest.param({"limits_body": "0", "limits_buffered_files": "0"}, id="no bodies at all"),
+    ],
+)
+def test_bodies_that_find_room_contradict_nothing(tmp_path: Path, flags: dict[str, str]) -> None:
+    resolve(flags=flags, environ={}, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(
+            "[[route]]\npath = '/a'\nmax_body = '3GiB'",
+            'hardserve.toml:3: route[0].max_body = "3GiB": expected at most half of limits.buffered_files = "2GiB"',
+            id="a body that is more than a client may have in files",
+        ),
+        pytest.param(
+            "[limits]\nbuffered_files = '1GiB'\n[[route]]\npath = '/a'\nmax_body = '1GiB'",
+            'hardserve.toml:5: route[0].max_body = "1GiB": expected at most half of hardserve.toml:2:'
+            ' limits.buffered_files = "1GiB"',
+            id="a body that is more than a client may have in files, both given",
+        ),
+        pytest.param(
+            "[[route]]\npath = '/a'\nmax_body = 1\n[[route]]\npath = '/a/'\nmax_body = 2",
+            'hardserve.toml:5: route[1].path = "/a/": never counts, after hardserve.toml:2: route[0].path',
+            id="a path twice",
+        ),
+        pytest.param(
+            "[[route]]\npath = '*'\nmethods = ['GET']\n[[route]]\npath = '*'\nmethods = ['PUT', 'POST']\n"
+            "[[route]]\npath = '*'\nmethods = 'PUT'",
+            'hardserve.toml:8: route[2].path = "*": never counts, after hardserve.toml:5: route[1].path',
+            id="a path twice for one method",
+        ),
+    ],
+)
+def test_tables_that_cannot_count_are_a_problem(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "hardserve.toml").write_text(content)
+    assert problems_of(tmp_path) == [problem]
+
+
+def test_one_path_may_have_routes_for_different_methods(tmp_path: Path) -> None:
+    (tmp_path / "hardserve.toml").write_text(
+        "[[route]]\npath = '/a'\nmethods = ['PUT']\n[[route]]\npath = '/a'\nmethods = ['PUT', 'POST']\n"
+        "[[route]]\npath = '/a'\n[[route]]\npath = '/a*'\n"
+    )
+    assert len(resolve(environ={}, directory=tmp_path).settings.route) == 4
+
+
+# Error pages
+
+PAGE = "[[error_page]]\nstatus = 413\nfile = '{}'\n"
+
+
+def test_a_page_is_for_a_status_that_somebody_can_be_refused_with(tmp_path: Path) -> None:
+    (tmp_path / "p.html").touch()
+    for status in {value.status for value in vars(refusals).values() if isinstance(value, refusals.Refusal)}:
+        (tmp_path / "hardserve.toml").write_text(f"[[error_page]]\nstatus = {status}\nfile = 'p.html'\n")
+        assert resolve(environ={}, directory=tmp_path).settings.error_page[0].status == status
+    (tmp_path / "hardserve.toml").write_text("[[error_page]]\nstatus = 418\nfile = 'p.html'\n")
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith("hardserve.toml:2: error_page[0].status = 418: expected one of 400, ")
+    assert problem.endswith(", 503, 504, 505")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        pytest.param("413.html", None, "cannot be read: No such file or directory", id="is missing"),
+        pytest.param("dir.html", None, "expected a file, and this is none", id="is a directory"),
+        pytest.param("fifo.txt", None, "expected a file, and this is none", id="would block"),
+        pytest.param("413.txt", b"x" * 65537, "expected a file of at most 64KiB", id="is too large"),
+        pytest.param("413.json", b'{\n"a": "\xff"', "expected UTF-8, but line 2 of it is not", id="is not UTF-8"),
+    ],
+)
+def test_a_page_that_cannot_be_sent_stops_the_start(
+    tmp_path: Path, file: str, content: bytes | None, problem: str
+) -> None:
+    (tmp_path / "dir.html").mkdir()
+    os.mkfifo(tmp_path / "fifo.txt")
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "hardserve.toml").write_text(PAGE.format(file))
+    assert problems_of(tmp_path) == [f'hardserve.toml:3: error_page[0].file = "{file}": {problem}']
+
+
+def test_a_status_may_have_a_page_of_each_kind_and_of_each_kind_one(tmp_path: Path) -> None:
+    for name in ("413.html", "413.JSON", "413.txt", "other.HTML"):
+        (tmp_path / name).write_bytes(b"x" * 65536)
+    pages = "".join(map(PAGE.format, ("413.html", "413.JSON", "413.txt")))
+    (tmp_path / "hardserve.toml").write_text(pages)
+    assert len(resolve(environ={}, directory=tmp_path).settings.error_page) == 3
+    (tmp_path / "hardserve.toml").write_text(pages + PAGE.format("other.HTML"))
+    assert problems_of(tmp_path) == [
+        'hardserve.toml:12: error_page[3].file = "other.HTML": never counts, after hardserve.toml:3: error_page[0].file'
+    ]
+
+
+def test_pages_are_looked_for_where_the_command_is_run_and_not_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "413.html").write_text("x")
+    (tmp_path / "config" / "hardserve.toml").write_text(PAGE.format("413.html"))
+    assert resolve(environ={}, directory=tmp_path).settings.error_page[0].file == "413.html"
 
 
 def test_a_value_that_cannot_be_read_contradicts_nothing(tmp_path: Path) -> None:
@@ -566,6 +953,61 @@ def test_keywords_take_numbers_and_what_people_write() -> None:
     assert (settings.timeouts.header, settings.server.drain) == (60.0, 0.0)
     assert format_size(settings.limits.body) == "1GiB"
     assert from_keywords() == Settings()
+
+
+def test_keywords_take_tables_as_dicts_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "413.html").write_text("x")
+    settings = from_keywords(
+        route=[{"path": "/upload", "methods": ["POST"], "max_body": "1GiB"}, {"path": "/b", "max_body": 5}],
+        error_page=({"status": 413, "file": "413.html"},),
+    )
+    assert settings.route == (
+        RouteSettings(path="/upload", methods=("POST",), max_body=GIB),
+        RouteSettings(path="/b", max_body=5),
+    )
+    assert settings.error_page == (ErrorPageSettings(status=413, file="413.html"),)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "problem"),
+    [
+        pytest.param(
+            {"route": {"path": "/a"}},
+            'route = a table: expected a list of dicts, such as [{"path": "/upload"}]',
+            id="a table that is in no list",
+        ),
+        pytest.param(
+            {"route": [{"path": "/a"}, "/b"]},
+            'route = [a table, "/b"]: expected a list of dicts, such as [{"path": "/upload"}]',
+            id="a path in place of a dict",
+        ),
+        pytest.param(
+            {"error_page": None},
+            'error_page = None: expected a list of dicts, such as [{"status": 413, "file": "413.html"}]',
+            id="nothing in place of a list",
+        ),
+        pytest.param(
+            {"route": [{"path": "/a", "max_body": None}]},
+            'route[0].max_body = None: expected a size from 0 to 1TiB, such as "1GiB"',
+            id="nothing in place of a size",
+        ),
+        pytest.param(
+            {"route": [{"path": "/a"}, {3: 1, "path": "/b"}]},
+            "route[1].3: unknown setting; `hardserve config` lists them all",
+            id="a name that is no text",
+        ),
+        pytest.param(
+            {"routes": []},
+            "routes: unknown setting; did you mean route?",
+            id="a misspelt keyword",
+        ),
+    ],
+)
+def test_a_mistake_in_a_table_of_a_keyword_is_named(keywords: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_keywords(**keywords)
+    assert caught.value.problems == (problem,)
 
 
 def test_wrong_keywords_are_a_value_error_with_every_problem() -> None:
@@ -588,16 +1030,26 @@ def test_the_example_is_read_as_every_default(tmp_path: Path) -> None:
 
 
 def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Path) -> None:
-    text = re.sub(r"(?m)^#(\w+ = )", r"\1", example_toml())
+    text = re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml())
     (tmp_path / "hardserve.toml").write_text(text)
+    (tmp_path / "413.html").write_text("the page that it names for an example")
     resolved = resolve(environ={}, directory=tmp_path)
-    assert resolved.settings == Settings()
+    assert replace(resolved.settings, route=(), error_page=()) == Settings()
     assert "default" not in resolved.origins.values()
     for option in OPTIONS:
         assert option.help[:40] in text
         assert f"{option.flag}, {option.variable}: " in text
     assert all(f"\n[{section.name}]\n" in text for section in SECTIONS)
+    assert all(f"\n{table.header}\n" in text for table in TABLES)
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_example_of_a_table_sets_everything_in_it(tmp_path: Path) -> None:
+    (tmp_path / "413.html").touch()
+    (tmp_path / "hardserve.toml").write_text(re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml()))
+    settings = resolve(environ={}, directory=tmp_path).settings
+    assert settings.route == (RouteSettings(path="/upload", methods=("POST",), max_body=1024 * MIB),)
+    assert settings.error_page == (ErrorPageSettings(status=413, file="413.html"),)
 
 
 def test_the_committed_reference_is_not_stale() -> None:

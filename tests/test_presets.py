@@ -47,14 +47,17 @@ def test_no_preset_is_forgotten_here() -> None:
 
 
 def test_the_raspberry_pi_stays_within_its_memory() -> None:
-    # The most that clients can make the server hold: a request read ahead and the head of one more on each
-    # connection, a body in memory and a response on each thread.
+    # Beside what is budgeted: a request read ahead and the head of one more on each connection.
     settings = load("raspberry-pi")
-    limits, threads = settings.limits, settings.server.threads
-    held = limits.connections * (limits.pipeline + limits.header) + threads * limits.response_buffer
-    held += (threads + settings.server.queue) * limits.body_memory
-    assert held < 64 * MIB
+    limits = settings.limits
+    assert limits.connections * (limits.pipeline + limits.header) + limits.buffered_memory <= 96 * MIB
     assert settings.log.access == "stdout"  # the journal, and not a file of ours on the card
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_several_of_the_largest_uploads_fit_at_once(preset: str) -> None:
+    limits = load(preset).limits
+    assert limits.buffered_files >= 8 * limits.body
 
 
 def test_the_internal_tool_is_not_open_to_a_larger_crowd_than_the_vps() -> None:

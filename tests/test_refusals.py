@@ -34,11 +34,13 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
     refusals.BAD_HOST: ({}, b"GET / HTTP/1.1\r\nHost: canary5ec2e7/\r\n\r\n"),
     refusals.BAD_CONTENT_LENGTH: ({}, HEAD + b"Content-Length: canary5ec2e7\r\n\r\n"),
     refusals.BAD_TRANSFER_ENCODING: ({}, HEAD + b"Transfer-Encoding: chunked;canary5ec2e7\r\n\r\n"),
-    refusals.UNKNOWN_TRANSFER_ENCODING: ({}, HEAD + b"Transfer-Encoding: canary5ec2e7\r\n\r\n"),
+    refusals.UNKNOWN_TRANSFER_ENCODING: ({}, HEAD + b"Transfer-Encoding: canary5ec2e7, chunked\r\n\r\n"),
     refusals.BAD_CHUNK: ({}, CHUNKED + b"canary5ec2e7\r\n"),
     refusals.UNKNOWN_EXPECTATION: ({}, HEAD + b"Expect: canary5ec2e7\r\n\r\n"),
     refusals.REQUEST_LINE_TOO_LONG: ({"limits_request_line": 256}, b"GET /" + MARK * 30),
     refusals.HEADER_TOO_LARGE: ({"limits_header_count": 10}, HEAD + b"X: canary5ec2e7\r\n" * 20 + b"\r\n"),
+    refusals.CHUNK_EXTENSIONS_TOO_LARGE: ({"limits_chunk_line": 64}, CHUNKED + b"5;" + MARK * 10 + b"\r\n"),
+    refusals.TRAILER_TOO_LARGE: ({"limits_trailer": 64}, CHUNKED + b"0\r\nX-A: " + MARK * 10 + b"\r\n"),
     refusals.BODY_TOO_LARGE: ({"limits_body": 1000}, HEAD + b"Content-Length: 1001\r\n\r\ncanary5ec2e7"),
     refusals.HEADER_DEADLINE: ({"timeouts_header": "0.1s"}, HEAD),
     refusals.BODY_DEADLINE: ({"timeouts_body": "0.1s"}, HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7"),
@@ -49,8 +51,8 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
     refusals.QUEUE_DEADLINE: ({"threads": 1, "timeouts_queue": "0.1s"}, HEAD + b"\r\n"),
     refusals.APP_DEADLINE: ({"timeouts_app": "0.1s"}, HEAD.replace(b"/canary", b"/hang-canary") + b"\r\n"),
     refusals.BUFFERS_FULL: (
-        {"limits_buffered_memory": "1MiB", "limits_buffered_files": 0, "limits_body_memory": "4MiB"},
-        HEAD + b"Content-Length: 2000000\r\n\r\ncanary5ec2e7" + b"x" * 1_500_000,
+        {"limits_body": "1MiB", "limits_buffered_files": "2MiB", "limits_body_memory": 0},
+        HEAD + b"Content-Length: 1000000\r\n\r\ncanary5ec2e7" + b"x" * 700_000,
     ),
     refusals.QUEUE_FULL: ({"threads": 1, "queue": 1}, HEAD + b"\r\n"),
     refusals.BODY_NOT_STORED: (
@@ -63,8 +65,18 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
 DECLARED = {name: value for name, value in vars(refusals).items() if isinstance(value, Refusal)}
 
 
+# Given to those who have only connected, before a request of theirs is read. tests/test_admission.py and
+# tests/test_lifecycle.py provoke them.
+AT_ACCEPT = {
+    refusals.CONNECTIONS_FULL,
+    refusals.NO_DESCRIPTORS,
+    refusals.CLIENT_CONNECTIONS,
+    refusals.CLIENT_CONNECTION_RATE,
+}
+
+
 def test_the_table_covers_every_refusal_that_is_declared() -> None:
-    assert set(PROVOKED) == set(DECLARED.values())
+    assert set(PROVOKED) | AT_ACCEPT == set(DECLARED.values())
 
 
 def test_refusals_are_told_apart_by_name_in_logs_and_code() -> None:
@@ -98,6 +110,9 @@ def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
         if refusal is refusals.BODY_NOT_STORED:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(tempfile, "tempdir", "/nowhere")  # as a full or vanished disk
+        if refusal is refusals.BUFFERS_FULL:
+            stack.enter_context(running.connect()).send(PROVOKED[refusal][1])
+            eventually(lambda: running.server._budget.files > 700_000)
         if refusal is refusals.QUEUE_DEADLINE:
             stack.enter_context(running.connect()).send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
             eventually(running.server._workers.busy)

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from hardserve.options import OPTIONS, SECTIONS, Option
+from hardserve.options import OPTIONS, SECTIONS, TABLES, Option, Table, TableKey
 from hardserve.settings import KIB, MIB, Settings
 from hardserve.values import parse
 
@@ -27,6 +27,25 @@ def test_help_is_one_short_sentence(option: Option) -> None:
     assert "\n" not in option.help
 
 
+KEYS = [pytest.param(table, key, id=f"{table.name}.{key.name}") for table in TABLES for key in table.keys]
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS)
+def test_the_example_of_a_setting_in_a_table_is_a_value_that_it_takes(table: Table, key: TableKey) -> None:
+    assert parse(key.about.kind, key.example) == key.example
+    assert key.required or parse(key.about.kind, key.example) != key.default
+    assert key.required == (key.about.without == "")  # what holds where it is left out is always said
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS)
+def test_help_on_a_setting_in_a_table_is_one_short_sentence(table: Table, key: TableKey) -> None:
+    for text in (key.about.help, table.about.help):
+        assert text.endswith(".")
+        assert text[0].isupper()
+        assert 10 < len(text) <= 100
+        assert "\n" not in text
+
+
 def test_the_defaults_are_those_that_the_documentation_promises() -> None:
     settings = Settings()
     assert settings.server.bind == ("127.0.0.1:8000",)  # nobody else's machine until somebody says so
@@ -38,8 +57,15 @@ def test_the_defaults_are_those_that_the_documentation_promises() -> None:
 
 
 def test_a_section_has_no_settings_but_those_declared() -> None:
-    assert [section.name for section in SECTIONS] == [field.name for field in fields(Settings)]
+    assert [each.name for each in (*SECTIONS, *TABLES)] == [field.name for field in fields(Settings)]
     assert len({option.key for option in OPTIONS}) == len(OPTIONS)
+    for table in TABLES:
+        assert [key.name for key in table.keys] == [field.name for field in fields(table.about.type)]
+
+
+def test_no_table_can_be_taken_for_a_section_or_a_keyword() -> None:
+    taken = {section.name for section in SECTIONS} | {option.keyword for option in OPTIONS}
+    assert not taken & {table.name for table in TABLES}
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

@@ -1,10 +1,28 @@
 """What people write for a value is read, and written so that it can be read again."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardserve.settings import GIB, KIB, MIB, TIB, AddressList, Choice, Duration, Int, Kind, Output, Size
+from hardserve.settings import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    AddressList,
+    Choice,
+    Duration,
+    Int,
+    Kind,
+    MethodList,
+    Output,
+    PageFile,
+    PathGlob,
+    RefusalStatus,
+    Size,
+)
 from hardserve.values import (
     FdAddress,
     TcpAddress,
@@ -16,8 +34,10 @@ from hardserve.values import (
     parse,
     parse_address,
     parse_duration,
+    parse_path_glob,
     parse_size,
     plain,
+    refusal_statuses,
     show,
     write,
 )
@@ -188,6 +208,8 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 
 SECONDS, BYTES, COUNT = Duration(0.1, 300.0), Size(256, MIB), Int(1, 256)
 WORDS, OUTPUT, ADDRESSES = Choice(("info", "error")), Output(("stdout", "off")), AddressList()
+OTHER_METHODS = ["ACL", "COPY", "LOCK", "MERGE", "MOVE", "PROPFIND", "PROPPATCH", "PURGE", "QUERY", "REPORT", "SEARCH"]
+PATHS, METHODS, STATUS, PAGE = PathGlob(), MethodList(), RefusalStatus(), PageFile((".html", ".json", ".txt"), 64 * KIB)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +229,15 @@ WORDS, OUTPUT, ADDRESSES = Choice(("info", "error")), Output(("stdout", "off")),
         pytest.param(ADDRESSES, "fd:3", ("fd:3",), id="one address need not be in a list"),
         pytest.param(ADDRESSES, ["fd:3", "fd:4"], ("fd:3", "fd:4"), id="addresses keep their order"),
         pytest.param(ADDRESSES, ["a:0", "a:0"], ("a:0", "a:0"), id="any free port can be asked for twice"),
+        pytest.param(PATHS, "/upload/*", "/upload/*", id="a path with a star"),
+        pytest.param(METHODS, ["post", "PROPFIND"], ("POST", "PROPFIND"), id="methods, in capitals or not"),
+        pytest.param(METHODS, "POST", ("POST",), id="one method need not be in a list"),
+        pytest.param(METHODS, OTHER_METHODS, tuple(OTHER_METHODS), id="methods of other standards"),
+        pytest.param(METHODS, [], (), id="no methods"),
+        pytest.param(STATUS, 413, 413, id="a status"),
+        pytest.param(STATUS, "413", 413, id="a status may be text"),
+        pytest.param(PAGE, "413.html", "413.html", id="a page"),
+        pytest.param(PAGE, "/srv/pages/413.JSON", "/srv/pages/413.JSON", id="a page with its suffix in capitals"),
     ],
 )
 def test_a_value_is_read_according_to_its_kind(kind: Kind, raw: object, value: object) -> None:
@@ -244,6 +275,18 @@ def test_a_value_is_read_according_to_its_kind(kind: Kind, raw: object, value: o
         pytest.param(ADDRESSES, [], id="an empty list"),
         pytest.param(ADDRESSES, [8000], id="a port alone"),
         pytest.param(ADDRESSES, {"host": "a"}, id="a table is no list"),
+        pytest.param(PATHS, ["/a"], id="a list is no path"),
+        pytest.param(METHODS, ["*"], id="a star is no method"),
+        pytest.param(METHODS, [""], id="no method"),
+        pytest.param(METHODS, ["GET POST"], id="two methods in one"),
+        pytest.param(METHODS, [1], id="a number is no method"),
+        pytest.param(METHODS, {"POST": 1}, id="a table is no list of methods"),
+        pytest.param(STATUS, 200, id="nobody is refused with a 200"),
+        pytest.param(STATUS, 413.0, id="a status has no decimal point"),
+        pytest.param(STATUS, True, id="true is no status"),
+        pytest.param(PAGE, "413", id="a page without a suffix"),
+        pytest.param(PAGE, "413.html.bak", id="a page with another suffix"),
+        pytest.param(PAGE, ".html/", id="a directory is no page"),
     ],
 )
 def test_what_is_not_of_the_kind_is_refused(kind: Kind, raw: object) -> None:
@@ -256,9 +299,60 @@ def test_of_several_addresses_the_wrong_one_is_named() -> None:
         parse(ADDRESSES, ["a:1", "b"])
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [(["GET", "get"], "expected each method once"), (["PSOT"], 'did you mean "POST"?'), ("GTE", 'did you mean "GET"?')],
+)
+def test_what_is_wrong_with_methods_is_said(raw: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse(METHODS, raw)
+
+
 def test_an_address_cannot_be_listed_twice() -> None:
     with pytest.raises(ValueError, match=r'^expected each address once, but "\[0:0::1\]:1" is repeated$'):
         parse(ADDRESSES, ["[::1]:1", "[0:0::1]:1"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/", "/upload", "/upload/", "/upload/*", "*", "*.iso", "/files/*/raw", "/a/**", "/ü b", "/.well-known/*", "/100%"],
+)
+def test_the_path_of_some_requests_is_read(text: str) -> None:
+    assert parse_path_glob(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ""),
+        ("upload", ""),
+        ("http://localhost/upload", ""),
+        (" /upload", ""),
+        ("/upload ", ""),
+        ("/up\nload", ""),
+        ("/\ud800", ""),
+        ("/upload?draft=1", "expected a path alone, without a query"),
+        ("/upload#top", "expected a path alone, without a query"),
+        ("/a%20b", "expected the path as it is when decoded, without escapes such as %20"),
+        ("/users/<int:id>", 'expected * in place of a variable part, as in "/users/*"'),
+        ("/a//b", "expected a path without //, /./ and /../, as those of requests are compared"),
+        ("/./a", "expected a path without //, /./ and /../, as those of requests are compared"),
+        ("/a/../b", "expected a path without //, /./ and /../, as those of requests are compared"),
+        ("/a/..", "expected a path without //, /./ and /../, as those of requests are compared"),
+        ("/a/.", "expected a path without //, /./ and /../, as those of requests are compared"),
+        ("/" + "a" * 1024, "expected at most 1024 characters"),
+    ],
+)
+def test_what_can_be_no_path_of_a_request_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_path_glob(text)
+
+
+def test_every_status_of_a_refusal_can_have_a_page() -> None:
+    statuses = refusal_statuses()
+    assert set(statuses) >= {400, 413, 503}
+    assert list(statuses) == sorted(set(statuses))
+    assert [parse(STATUS, status) for status in statuses] == list(statuses)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +362,13 @@ def test_an_address_cannot_be_listed_twice() -> None:
         (BYTES, 8 * KIB, 'expected a size from 256 to 1MiB, such as "8KiB"'),
         (COUNT, 8, "expected a whole number from 1 to 256, such as 8"),
         (WORDS, "info", "expected one of info, error"),
+        (METHODS, (), 'expected some methods, such as ["POST"]'),
+        (STATUS, 413, "expected one of " + ", ".join(map(str, refusal_statuses()))),
+        (
+            PAGE,
+            "413.html",
+            'expected a path of a file in .html, .json or .txt of at most 64KiB in UTF-8, such as "413.html"',
+        ),
         (OUTPUT, "off", 'expected "stdout", "off" or the path of a file (with a slash or a dot in it)'),
     ],
 )
@@ -286,6 +387,10 @@ def test_the_message_says_what_is_allowed(kind: Kind, default: object, message: 
         (COUNT, 8, "8", "8"),
         (WORDS, "info", '"info"', "info"),
         (ADDRESSES, ("a:1", "b:2"), '["a:1", "b:2"]', "a:1,b:2"),
+        (PATHS, "/upload/*", '"/upload/*"', "/upload/*"),
+        (METHODS, ("PUT", "POST"), '["PUT", "POST"]', "PUT,POST"),
+        (STATUS, 413, "413", "413"),
+        (PAGE, "413.html", '"413.html"', "413.html"),
     ],
 )
 def test_a_value_is_written_for_a_file_and_for_a_variable(kind: Kind, value: object, in_toml: str, typed: str) -> None:

@@ -1,4 +1,4 @@
-"""Everything of waitress that `hardserve/edge/parsing.py` leans on: an upgrade that moves any of it fails here."""
+"""Everything of waitress that parsing.py and chunks.py in hardserve/edge lean on: an upgrade that moves it fails here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
-from waitress.utilities import BadRequest
 
 import hardserve
-from hardserve.edge import parsing
-from hardserve.edge.parsing import ParserRules, Request, StrictChunkedReceiver
+from hardserve.edge import chunks, parsing
+from hardserve.edge.chunks import StrictChunkedReceiver
+from hardserve.edge.parsing import ParserRules, Request
 from hardserve.settings import LimitSettings
 
 
@@ -25,23 +25,15 @@ def test_the_version_is_one_that_this_file_was_written_for() -> None:
 
 
 def test_these_are_all_the_names_that_are_imported() -> None:
-    tree = ast.parse(Path(parsing.__file__).read_text())
     imported = {
         f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
+        for module in (parsing, chunks)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("waitress")
         for alias in node.names
     }
-    assert imported == {
-        f"{cls.__module__}.{cls.__name__}"
-        for cls in (
-            OverflowableBuffer,
-            HTTPRequestParser,
-            ChunkedReceiver,
-            FixedStreamReceiver,
-            BadRequest,
-        )
-    }
+    classes = (OverflowableBuffer, HTTPRequestParser, ChunkedReceiver, FixedStreamReceiver)
+    assert imported == {f"{cls.__module__}.{cls.__name__}" for cls in classes}
     assert Path(parsing.__file__).is_relative_to(Path(hardserve.__file__).parent)
 
 
@@ -125,10 +117,8 @@ def test_a_chunked_receiver_starts_with_these_attributes() -> None:
     defaults: dict[str, Any] = {
         "chunk_remainder": 0,
         "validate_chunk_end": False,
-        "control_line": b"",
         "all_chunks_received": False,
         "completed": False,
-        "error": None,
     }
     assert {name: getattr(receiver, name) for name in defaults} == defaults
 
@@ -136,14 +126,15 @@ def test_a_chunked_receiver_starts_with_these_attributes() -> None:
 def test_a_chunked_receiver_is_overridden_where_it_decodes_and_inherited_elsewhere() -> None:
     assert list(inspect.signature(ChunkedReceiver.received).parameters) == ["self", "s"]
     assert StrictChunkedReceiver.received is not ChunkedReceiver.received
-    for inherited in ("__init__", "__len__", "getfile", "getbuf"):
+    assert list(inspect.signature(ChunkedReceiver.__init__).parameters) == ["self", "buf"]
+    for inherited in ("__len__", "getfile", "getbuf"):
         assert getattr(StrictChunkedReceiver, inherited) is getattr(ChunkedReceiver, inherited)
     theirs = {name for name, value in vars(ChunkedReceiver).items() if inspect.isfunction(value)}
     assert theirs == {"__init__", "__len__", "received", "getfile", "getbuf"}
 
 
 def test_the_length_of_a_receiver_is_that_of_its_buffer() -> None:
-    receiver = StrictChunkedReceiver(OverflowableBuffer(100))
+    receiver = StrictChunkedReceiver(OverflowableBuffer(100), LimitSettings())
     assert receiver.received(b"3\r\nabc\r\n") == 8
     assert len(receiver) == len(receiver.getbuf()) == 3
 
@@ -184,8 +175,18 @@ def test_the_file_of_a_buffer_has_no_name() -> None:
     buffer.close()
 
 
-# --- BadRequest ---
-
-
-def test_a_bad_request_is_made_of_a_text() -> None:
-    assert BadRequest("chunk").body == "chunk"
+@pytest.mark.parametrize("held", [0, 1, 8191, 8192, 9000])
+def test_a_buffer_is_moved_to_a_file_by_asking_for_it(held: int) -> None:
+    """Which `Request.to_file` does."""
+    buffer = OverflowableBuffer(100_000)
+    buffer.append(b"x" * held)
+    buffer.overflow = 0
+    buffer.getfile()
+    buffer.append(b"")
+    assert (buffer.overflowed, len(buffer)) == (True, held)
+    file = buffer.getfile()
+    assert isinstance(file.name, int)
+    buffer.append(b"y")
+    assert buffer.getfile() is file
+    assert file.read() == b"x" * held + b"y"
+    buffer.close()

@@ -36,17 +36,19 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:" + _EXTENSION + rb")*+")
 class StrictChunkedReceiver(ChunkedReceiver):
     """Feed it with `received` until `completed`; `refusal` then says what is wrong with the body, None if nothing is.
 
-    `announced` is how long the body is at least, by the sizes of its chunks: known before their data has come.
+    `max_body`, in bytes, may be set at any time; what goes past it is refused by the size of the chunk that does,
+    before its data comes.
     """
 
     refusal: Refusal | None = None
-    announced = 0
+    _announced = 0  # bytes of all chunks so far, also of what has not come yet
     _extensions = 0
     _trailer = 0
 
     def __init__(self, buf: OverflowableBuffer, limits: LimitSettings) -> None:
         super().__init__(buf)
         self._limits = limits
+        self.max_body = limits.body
         self._line = bytearray()  # unfinished, from between the data
 
     def received(self, s: bytes) -> int:
@@ -62,7 +64,11 @@ class StrictChunkedReceiver(ChunkedReceiver):
                 data.append(piece)
                 position += len(piece)
                 self.chunk_remainder -= len(piece)
-                self.validate_chunk_end = self.chunk_remainder == 0
+                if self.chunk_remainder == 0:
+                    if s[position : position + 2] == b"\r\n":
+                        position += 2
+                    else:
+                        self.validate_chunk_end = True
                 continue
             end = s.find(b"\n", position) + 1
             line = s[position : end or size]
@@ -101,11 +107,13 @@ class StrictChunkedReceiver(ChunkedReceiver):
             self._refuse(refusals.BAD_CHUNK)
         else:
             self.chunk_remainder = int(match[1], 16)
-            self.announced += self.chunk_remainder
             self.all_chunks_received = self.chunk_remainder == 0
-            # Signatures of chunks make extensions that grow with the body; what grows without it is an attack.
+            self._announced += self.chunk_remainder
             self._extensions += end - match.end(1)
-            if self._extensions > self._limits.chunk_extensions + self.announced:
+            if self._announced > self.max_body:
+                self._refuse(refusals.BODY_TOO_LARGE)
+            elif self._extensions > self._limits.chunk_extensions + self._announced:
+                # Signed chunks make extensions that grow with the body; what grows without it is an attack.
                 self._refuse(refusals.CHUNK_EXTENSIONS_TOO_LARGE)
 
     def _take_trailer_line(self, line: bytes) -> None:

@@ -114,6 +114,7 @@ class EdgeContext:
     dispatch: Callable[[Connection, Request, float], Refusal | None]
     log_refusal: Callable[[Connection, Request, Refusal, int], None]  # with the bytes that were answered
     log_cut: Callable[[Connection, Request | None, Cut], None]  # the request that is not answered because of it
+    log_turned_away: Callable[[Refusal, str], None]  # a client that was refused before it could ask
     draining: bool = False
 
     def idle_s(self) -> float:

@@ -153,9 +153,10 @@ def _adopt(address: str, number: int, backlog: int) -> Listener:
         inherited = socket.socket(fileno=os.dup(number))
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}; {_FD_ADVICE}") from None
-    if inherited.type != socket.SOCK_STREAM:
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    if inherited.type != socket.SOCK_STREAM or inherited.family not in families:
         inherited.close()
-        raise ListenError(f"cannot listen on {address}: that socket is not a stream socket; {_FD_ADVICE}")
+        raise ListenError(f"cannot listen on {address}: that socket is not a TCP or Unix stream socket; {_FD_ADVICE}")
     try:
         if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             inherited.listen(backlog)

@@ -15,11 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from hardserve.edge.admission import Acceptor, Peer
-from hardserve.edge.connection import CLOSED, Connection, EdgeContext
+from hardserve.edge.admission import Acceptor, AdmissionContext, Peer
+from hardserve.edge.clients import Clients
+from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext, new_request_id
 from hardserve.edge.deadlines import Deadlines, Timed
+from hardserve.edge.idle import IdleFinder
 from hardserve.edge.listener import Listener
 from hardserve.edge.transport import HeldCalls, PlainTransport
+from hardserve.refusals import MADE_ROOM, Refusal
 
 logger = logging.getLogger("hardserve.edge")
 
@@ -29,17 +32,25 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 class Loop:
     """Runs connections until told to stop."""
 
-    def __init__(self, listeners: Sequence[Listener], max_connections: int) -> None:
+    def __init__(self, listeners: Sequence[Listener], max_connections: int, clients: Clients) -> None:
         self.connections: set[Connection] = set()
         self._selector = selectors.DefaultSelector()
         self._deadlines = Deadlines()
         self._held_calls = HeldCalls()
+        self._clients = clients
+        self._idle = IdleFinder(self.connections)
         self._acceptor = Acceptor(
             listeners,
             self._selector,
             max_connections=max_connections,
-            open_connections=self.connections.__len__,
-            admitted=self._admit,
+            clients=self._clients,
+            ctx=AdmissionContext(
+                open_connections=self.connections.__len__,
+                admitted=self._admit,
+                make_room=self._make_room,
+                answer=self._answer_newcomer,
+                refused=self._turned_away,
+            ),
         )
         self._woken: deque[Connection] = deque()
         self._posted: deque[Callable[[float], None]] = deque()
@@ -141,13 +152,13 @@ class Loop:
 
     def _end_late(self, now: float) -> None:
         for late in self._deadlines.due(now):
-            if type(late) is not Connection:
-                late.on_deadline(now)
-                continue
             try:
                 late.on_deadline(now)
             except Exception:
-                self._give_up(late)
+                if type(late) is Connection:
+                    self._give_up(late)
+                else:
+                    logger.exception("internal error in %r", late)
 
     def _give_up(self, connection: Connection) -> None:
         """A bug of ours met this connection: it ends, everybody else is served on."""
@@ -157,7 +168,9 @@ class Loop:
         except Exception:
             # Out of the way, at least: it must not come back at every turn.
             logger.exception("cannot even close it")
-            self.connections.discard(connection)
+            if connection in self.connections:
+                self.connections.discard(connection)
+                self._clients.left(connection.client)
 
     def _wait_s(self, now: float) -> float | None:
         if self._woken or self._posted:
@@ -176,8 +189,36 @@ class Loop:
             self._wake_receiver.recv(4096)
         self._wake_sent = False
 
-    def _admit(self, accepted: socket.socket, peer: Peer, listener: Listener, now: float) -> None:
-        connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, peer[0], listener, now)
+    def _make_room(self, now: float) -> bool:
+        """Close the connection that has been idle for longest; return whether there was one."""
+        while (idle := self._idle.take(now)) is not None:
+            with idle.lock:
+                # A worker goes IDLE before it sends, and what is left unsent is known when it lets go of the lock.
+                quiet = idle.phase is IDLE and idle.outbox is None
+            try:
+                if quiet and not idle.on_readable(now):  # a request may have come since this turn began
+                    idle.cut(MADE_ROOM, now)
+            except Exception:
+                self._give_up(idle)
+            if idle.phase is CLOSED:
+                return True
+        return False
+
+    def _turned_away(self, refusal: Refusal, client: str, _now: float) -> None:
+        self._ctx.log_turned_away(refusal, client)
+
+    def _answer_newcomer(self, refusal: Refusal) -> bytes:
+        return self._ctx.pages.response(
+            refusal,
+            accept="",
+            request_id=new_request_id(),
+            date=self._ctx.date.text(),
+            head_only=False,
+            close=True,
+        )
+
+    def _admit(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
+        connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, client, listener, now)
         self.connections.add(connection)
         self._selector.register(accepted.fileno(), READ, connection)
         self._deadlines.watch(connection, now)
@@ -212,3 +253,4 @@ class Loop:
         self.set_interest(connection, read=False, write=False)
         self._deadlines.forget(connection)
         self.connections.discard(connection)
+        self._clients.left(connection.client)

@@ -463,17 +463,18 @@ class Request(HTTPRequestParser):
     def _feed_body(self, data: bytes) -> int:
         receiver = self.body_rcv
         assert receiver is not None
+        chunked = receiver if isinstance(receiver, StrictChunkedReceiver) else None
+        if chunked is not None:
+            chunked.max_body = self.max_body
         try:
             consumed = receiver.received(data)
         except OSError:  # from the temporary file: no space, no directory, too many files
             self._refuse(refusals.BODY_NOT_STORED)
             return len(data)
-        if isinstance(receiver, StrictChunkedReceiver):
-            if receiver.refusal is not None:
-                self._refuse(receiver.refusal)
-            elif receiver.announced > self.max_body:
-                self._refuse(refusals.BODY_TOO_LARGE)
-            elif receiver.completed:
+        if chunked is not None:
+            if chunked.refusal is not None:
+                self._refuse(chunked.refusal)
+            elif chunked.completed:
                 # The app is given a body whose length is known, and cannot tell that it came in chunks.
                 self.headers["CONTENT_LENGTH"] = str(len(receiver))
         self.completed = self.completed or receiver.completed

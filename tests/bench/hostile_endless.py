@@ -53,9 +53,9 @@ ENDLESS = {
     "number of fields": Endless(_GET, _FIELD, 100 * len(_FIELD)),
     "chunk size": Endless(_CHUNKED, b"0", 256),
     "chunk extension": Endless(_CHUNKED + b"1;", b"a", 256),
-    "extension on each chunk": Endless(_CHUNKED, _EXTENDED_CHUNK, 16 * KIB * len(_EXTENDED_CHUNK) // 200),
+    "extension on each chunk": Endless(_CHUNKED, _EXTENDED_CHUNK, (16 * KIB // 200 + 1) * len(_EXTENDED_CHUNK)),
     "trailer line": Endless(_CHUNKED + b"0\r\nX-Endless: ", b"a", 8 * KIB),
-    "trailer": Endless(_CHUNKED + b"0\r\n", _FIELD, 8 * KIB),
+    "trailer": Endless(_CHUNKED + b"0\r\n", _FIELD, 8 * KIB + len(_FIELD)),
 }
 
 

@@ -17,7 +17,7 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|(.)|$)")
 _PLAIN_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "0": "\0", "\\": "\\"}
 _REFUSED = re.compile(r"(\d{3}) ([a-z_]+)")
 _ACCEPTED = re.compile(r"200 ([!-~]+)(?: ([!->@-~]*)(?:\?([!-~]*))?)?")
-NGINX_VERDICTS = ("refuses", "accepts and goes on", "accepts and closes", "reads it otherwise", "waits for more")
+NGINX_VERDICTS = ("refuses", "accepts and goes on", "accepts and closes", "reads it otherwise")
 
 
 @dataclass
@@ -108,6 +108,10 @@ def _read_line(case: Case, line: str) -> None:
         _read_outcome(case, rest)
     elif line.startswith("  ") and case.status >= 0:
         _read_detail(case, line.strip())
+    elif line.startswith("  ") and case.nginx and not case.sent:
+        case.nginx_because += " " + line.strip()
+    elif line.startswith("  ") and case.why and not case.sent:
+        case.why += " " + line.strip()
     else:
         raise CorpusError("expected a line that begins with 'for:', 'nginx:', '>', '=' or two spaces")
 
@@ -127,7 +131,9 @@ def _read_outcome(case: Case, text: str) -> None:
     elif found := _REFUSED.fullmatch(text):
         case.status, case.reason, case.closes = int(found[1]), found[2], True
     else:
-        raise CorpusError("expected 'nothing', '200 METHOD', '200 METHOD path?query' or a status and the name of a refusal")
+        raise CorpusError(
+            "expected 'nothing', '200 METHOD', '200 METHOD path?query' or a status and the name of a refusal"
+        )
 
 
 def _read_detail(case: Case, text: str) -> None:

@@ -76,7 +76,9 @@ def _read_body(data: bytes, position: int, answer: Answer, method: str, *, ended
         raise Violation(f"two ways to end, or none: {answer}")
     if answer.status in (204, 304) or method == "HEAD":
         answer.whole = True
-        return position
+        # Who is refused a connection is told so before the request has been read: nobody knows that it is HEAD.
+        unread = answer.status in (429, 503) and answer.headers.get("connection") == "close"
+        return len(data) if unread and len(data) - position == int(length or 0) else position
     if coding is not None:
         if coding != "chunked":
             raise Violation(f"coded otherwise than asked for: {answer}")

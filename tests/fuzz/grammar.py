@@ -35,7 +35,7 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\n"
 NASTY_LINES = (
     b"Transfer-Encoding: chunked", b"Transfer-Encoding : chunked", b"Transfer-Encoding: \x0bchunked",
     b"Transfer-Encoding: xchunked", b"Transfer-Encoding: chunked, identity", b"Transfer-Encoding: identity, chunked",
-    b"Transfer-Encoding:\tchunked", b"Transfer-Encoding: CHUNKED", b"Transfer-Encoding: gzip", b" chunked",
+    b"Transfer-Encoding:\tchunked", b"Transfer-Encoding: CHUNKED", b"Transfer-Encoding: gzip, chunked", b" chunked",
     b"Transfer-Encoding:", b"transfer_encoding: chunked", b"X: y\nTransfer-Encoding: chunked",
     b"X: y\rTransfer-Encoding: chunked", b"Content-Length: 5", b"Content-Length: 0", b"Content-Length: +5",
     b"Content-Length: -1", b"Content-Length: 5, 5", b"Content-Length: 0x5", b"Content-Length: 1_0",
@@ -60,7 +60,26 @@ NASTY_TARGETS = (
     b"http:///a", b"http://a:b/", b"http://a@b/", b"http://[::1/", b"http://[:::1]/", b"http://a:99999/", b"ftp://a/",
     b"http://evil/", b"a:443", b"/\x01", b"/\xff%ff", b"http://", b"http://%/", b"http:/a", b"http://a", b"http://a?b",
 )  # fmt: skip
-NASTY_NUMBERS = (b"0", b"00", b"1", b"-1", b"+1", b"1e3", b"0x10", b"ffffffff", b"7fffffffffffffff", b"F" * 16, b"9" * 40)
+NASTY_METHODS = (
+    b"CONNECT", b"TRACE", b"PRI", b"get", b"Get", b"G(T", b"G\x00T", b" GET", b"GET ", b"", b"G" * 33, b"GET\t", b"\xc3\x89",
+)  # fmt: skip
+OTHER_PROTOCOLS = (
+    b"\x16\x03\x01\x02\x00\x01\x00", b"SSH-2.0-a\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\r\n", b"\x80\x2e\x01",
+    b"PROXY TCP4 127.0.0.1 127.0.0.2 1 2\r\n", b"\r\n" * 40, b"*1\r\n$4\r\nPING\r\n", b"\x00", b"EHLO a\r\n",
+)  # fmt: skip
+NASTY_NUMBERS = (
+    b"0",
+    b"00",
+    b"1",
+    b"-1",
+    b"+1",
+    b"1e3",
+    b"0x10",
+    b"ffffffff",
+    b"7fffffffffffffff",
+    b"F" * 16,
+    b"9" * 40,
+)
 
 
 @dataclass(frozen=True)
@@ -133,8 +152,10 @@ def request(random: Random, limits: LimitSettings) -> bytes:
             fields.append(b"Expect: 100-continue")
     if random.random() < 0.08:
         fields, target = _to_a_cap(random, fields, target, limits, len(method))
-    return b"%b %b HTTP/%b\r\n%b\r\n\r\n%b" % (method, target, version, b"\r\n".join(fields), body) if fields else (
-        b"%b %b HTTP/%b\r\n\r\n%b" % (method, target, version, body)
+    return (
+        b"%b %b HTTP/%b\r\n%b\r\n\r\n%b" % (method, target, version, b"\r\n".join(fields), body)
+        if fields
+        else (b"%b %b HTTP/%b\r\n\r\n%b" % (method, target, version, body))
     )
 
 
@@ -144,15 +165,33 @@ def _body(random: Random, limits: LimitSettings, *, may_chunk: bool) -> tuple[by
     content = content_of(random, size)
     if not may_chunk or random.random() < 0.5:
         return b"Content-Length: %b%d" % (b"0" * (random.randrange(8) == 0), size), content
+    return random.choice((b"Transfer-Encoding: chunked", b"transfer-encoding:CHUNKED")), _chunked(random, content, limits)
+
+
+def _chunked(random: Random, content: bytes, limits: LimitSettings) -> bytes:
+    to_a_cap, more = random.randrange(12), random.choice((0, 0, 1))
+    extensions = EXTENSIONS
     coded = b""
+    if to_a_cap == 0:
+        extensions = (b";" + b"e" * 9,)
+    elif to_a_cap == 1 and content:
+        coded = b"1;" + b"e" * (limits.chunk_line - 2 + more) + b"\r\n" + content[:1] + b"\r\n"
+        content = content[1:]
     while content:
         length = 1 + random.randrange(len(content)) if random.random() < 0.7 else len(content)
+        if to_a_cap == 0:
+            length = 1 + random.randrange(min(len(content), 9))
         digits = random.choice((b"%x", b"%X", b"0%x")) % length
-        coded += digits + random.choice(EXTENSIONS) + b"\r\n" + content[:length] + b"\r\n"
+        coded += digits + random.choice(extensions) + b"\r\n" + content[:length] + b"\r\n"
         content = content[length:]
-    trailers = b"".join(b"%b: %b\r\n" % (random.choice(NAMES), random.choice(VALUES)) for _ in range(_few(random, 2)))
-    coded += random.choice((b"0", b"0", b"000", b"0;a=b")) + b"\r\n" + trailers + b"\r\n"
-    return random.choice((b"Transfer-Encoding: chunked", b"transfer-encoding:CHUNKED")), coded
+    trailers = [b"%b: %b\r\n" % (random.choice(NAMES), random.choice(VALUES)) for _ in range(_few(random, 2))]
+    if to_a_cap == 2:
+        rest = limits.trailer - sum(map(len, trailers)) + more
+        while rest > 40:
+            trailers.append(b"X: " + b"t" * 15 + b"\r\n")
+            rest -= 20
+        trailers.append(b"X: " + b"t" * max(0, rest - 5) + b"\r\n")
+    return coded + random.choice((b"0", b"0", b"000", b"0;a=b")) + b"\r\n" + b"".join(trailers) + b"\r\n"
 
 
 def content_of(random: Random, size: int) -> bytes:
@@ -271,6 +310,17 @@ def change_a_target(random: Random, stream: bytes, limits: LimitSettings) -> byt
     return stream[:start] + random.choice(NASTY_TARGETS) + stream[end:] if end >= 0 else stream
 
 
+def change_a_method(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
+    end = stream.find(b" HTTP/1.", random.randrange(len(stream) + 1))
+    start = stream.rfind(b"\n", 0, max(0, end)) + 1
+    return stream[:start] + random.choice(NASTY_METHODS) + stream[stream.find(b" ", start) :] if end >= 0 else stream
+
+
+def speak_another_protocol(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
+    at = 0 if random.random() < 0.5 else max(0, stream.find(b"\r\n\r\n", random.randrange(len(stream) + 1)) + 4)
+    return stream[:at] + random.choice(OTHER_PROTOCOLS) + stream[at:]
+
+
 def grow_a_token(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
     at = _somewhere(random, stream)
     size = random.choice((16, limits.request_line, limits.header_line, limits.header, 300, 9000))
@@ -291,4 +341,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     flip_a_bit, insert_bytes, insert_bytes, replace_a_byte, insert_a_line, insert_a_line, insert_a_line, repeat_a_line,
     remove_a_stretch, double_a_stretch, move_a_stretch, cut_the_end, change_a_number, change_a_number, grow_a_token,
     end_lines_with_lf, change_case, change_a_target, change_a_chunk_line, change_a_chunk_line,
+    change_a_method, speak_another_protocol,
 )  # fmt: skip

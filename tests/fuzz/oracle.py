@@ -117,9 +117,7 @@ def _read_request(data: bytes, position: int, limits: LimitSettings, reading: Re
             reading.pending = True
             return len(data)
     reading.requests.append(
-        Asked(
-            head.method, head.target, head.path, head.query, head.version, head.headers, body, head.keep_alive
-        )
+        Asked(head.method, head.target, head.path, head.query, head.version, head.headers, body, head.keep_alive)
     )
     if not head.keep_alive:
         reading.tail = Tail.CLOSED
@@ -169,7 +167,15 @@ def _judge_first_line_so_far(line: bytes, whole: bool, limits: LimitSettings) ->
     whole_line = b"GET / HTTP/1.1"
     completions = [whole_line[start:] for start in range(len(whole_line) + 1)]
     completions += [b"a/ HTTP/1.1", b"://a/ HTTP/1.1", b"p://a/ HTTP/1.1", b"tp://a/ HTTP/1.1", b"ttp://a/ HTTP/1.1"]
-    completions += [b"//a/ HTTP/1.1", b"/a/ HTTP/1.1", b"1/ HTTP/1.1", b"]/ HTTP/1.1", b"::1]/ HTTP/1.1", b"41 HTTP/1.1", b"1 HTTP/1.1"]
+    completions += [
+        b"//a/ HTTP/1.1",
+        b"/a/ HTTP/1.1",
+        b"1/ HTTP/1.1",
+        b"]/ HTTP/1.1",
+        b"::1]/ HTTP/1.1",
+        b"41 HTTP/1.1",
+        b"1 HTTP/1.1",
+    ]
     wide = LimitSettings(request_line=2 * limits.request_line + 64)
     statuses: set[int] = set()
     for completion in completions:
@@ -237,7 +243,12 @@ def _judge_method(method: bytes, head: _Head) -> None:
 
 
 def _judge_version(version: bytes, head: _Head) -> None:
-    if len(version) != 8 or version[:5] != b"HTTP/" or version[6:7] != b"." or not set(version[5:6] + version[7:]) <= _DIGITS:
+    if (
+        len(version) != 8
+        or version[:5] != b"HTTP/"
+        or version[6:7] != b"."
+        or not set(version[5:6] + version[7:]) <= _DIGITS
+    ):
         head.statuses.add(400)
         if version[:5] == b"HTTP/":
             head.statuses.add(505)

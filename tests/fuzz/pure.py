@@ -15,8 +15,15 @@ from tests.fuzz.oracle import Asked, Reading, Tail, Violation, read
 
 # Small, so that every cap is met.
 LIMITS = LimitSettings(
-    request_line=256, header_line=300, header=1024, header_count=12, body=400, body_memory=100, chunk_line=64,
-    chunk_extensions=60, trailer=200,
+    request_line=256,
+    header_line=300,
+    header=1024,
+    header_count=12,
+    body=400,
+    body_memory=100,
+    chunk_line=64,
+    chunk_extensions=60,
+    trailer=200,
 )
 # A request of these limits: its head once as bytes and once as fields, a body in memory, trailers, and its objects.
 KEPT_AT_MOST = 2 * LIMITS.header + LIMITS.body + LIMITS.body_memory + 4096

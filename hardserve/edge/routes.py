@@ -1,0 +1,100 @@
+"""Which of the operator's routes a request is on, and what that allows it. Pure; any thread.
+
+Paths are compared as the app sees them, decoded once, and without what different spellings of one path differ in
+(RFC 3986 5.2.4, 6.2.2): `//upload`, `/./upload`, `/a/../upload` and `/%75pload` meet the rule for `/upload`. What the
+app is given is not changed by this.
+
+A pattern has no special character but `*`, so that it is matched by looking for its pieces from left to right: there is
+nothing to go back to, whatever a client sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hardserve.settings import LimitSettings, RouteSettings
+
+
+def normalized(path: str) -> str:
+    """Return `path`, a decoded WSGI path, without empty segments and dot segments. Linear.
+
+    Slashes are merged before `..` takes a segment away, as nginx and file systems do it; RFC 3986 5.2.4 alone would
+    have `/a//../b` be `/a/b`. A slash at the end stays, and an empty path is `/` (RFC 3986 6.2.3).
+    """
+    if "//" not in path and "/." not in path and path:
+        return path
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in ("", "."):
+            segments.append(segment)
+    is_directory = path.endswith(("/", "/.", "/.."))
+    return f"/{'/'.join(segments)}/" if segments and is_directory else f"/{'/'.join(segments)}"
+
+
+class PathPattern:
+    """The paths that an operator's `path` means. `*` stands for any characters, also none, and slashes too.
+
+    A slash at the end of a request's path makes no difference: an app may serve both (`strict_slashes=False`), and a
+    rule for one must not be passed by the other. So `/upload/*` is `/upload` and everything below it.
+    """
+
+    __slots__ = ("_first", "_last", "_middle", "_text")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        # A WSGI path has each byte as a character of its own (PEP 3333), the operator's text does not.
+        self._first, *rest = text.encode().decode("latin-1").split("*")
+        self._last = rest.pop() if rest else None  # None: there is no star, and all of it must be equal
+        self._middle = [piece for piece in rest if piece]
+
+    def __repr__(self) -> str:
+        return f"<PathPattern {self._text}>"
+
+    def matches(self, path: str) -> bool:
+        """Return whether `path`, which is `normalized`, is one of these."""
+        bare = path.removesuffix("/")
+        return self._fits(bare) or self._fits(f"{bare}/")
+
+    def _fits(self, path: str) -> bool:
+        if self._last is None:
+            return path == self._first
+        at, end = len(self._first), len(path) - len(self._last)
+        if at > end or not (path.startswith(self._first) and path.endswith(self._last)):
+            return False
+        for piece in self._middle:
+            at = path.find(piece, at, end)
+            if at < 0:
+                return False
+            at += len(piece)
+        return True
+
+
+class Routes:
+    """The routes of one server, in the operator's order: the first that fits a request counts, and no other."""
+
+    __slots__ = ("_default_max_body", "_routes")
+
+    def __init__(self, routes: Sequence[RouteSettings], limits: LimitSettings) -> None:
+        self._default_max_body = limits.body
+        self._routes = [
+            (
+                PathPattern(route.path),
+                frozenset(route.methods),
+                limits.body if route.max_body is None else route.max_body,
+            )
+            for route in routes
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Routes {len(self._routes)}>"
+
+    def max_body(self, method: str, path: str) -> int:
+        """Return how many bytes the body of such a request may have. `path` is the decoded WSGI path."""
+        if self._routes:
+            path = normalized(path)
+            for pattern, methods, max_body in self._routes:
+                if (not methods or method in methods) and pattern.matches(path):
+                    return max_body
+        return self._default_max_body
