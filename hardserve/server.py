@@ -30,6 +30,7 @@ from hardserve.edge.listener import Listener, ListenError, open_listeners
 from hardserve.edge.loop import Loop
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.edge.readers import Readers
+from hardserve.loader.bodycap import give_body_cap
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.ops.banner import banner
 from hardserve.ops.refusallog import RefusalLog
@@ -79,6 +80,7 @@ class Server:
         self.settings = settings
         self._access_log = access_log
         self._app = app
+        give_body_cap(app)
         self._listeners: list[Listener] = []
         self._date = DateClock()
         self._workers: Workers[Job] = Workers(
@@ -168,7 +170,7 @@ class Server:
             budget=self._budget,
             readers=Readers(max(1, settings.server.threads // 2), self._budget, self._loop),
             pages=self._pages,
-            admit=Gate(settings.limits).admit,
+            admit=Gate(settings).admit,
             dispatch=self._dispatch,
             log_refusal=self._log_refusal,
             log_cut=self._log_cut,

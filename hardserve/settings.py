@@ -227,6 +227,11 @@ class LimitSettings:
     )
     trailer: int = setting(8 * KIB, Size(0, MIB), "The trailer fields after a body that came in chunks.")
     body: int = setting(16 * MIB, Size(0, TIB), "The body of a request; a larger one gets 413.")
+    form: int = setting(
+        MIB,
+        Size(0, TIB),
+        "A body of application/x-www-form-urlencoded, for parsing one takes 60 times its size in memory.",
+    )
     body_memory: int = setting(
         512 * KIB, Size(0, GIB), "Of one body kept in memory; more goes to a temporary file without a name."
     )

@@ -128,7 +128,7 @@ def edge_context(
         budget=budget,
         readers=Readers(max(1, chosen.server.threads // 2), budget, poller),
         pages=ErrorPages(),
-        admit=Gate(chosen.limits).admit,
+        admit=Gate(chosen).admit,
         dispatch=dispatch,
         log_refusal=lambda *_: None,
         log_cut=lambda *_: None,

@@ -155,11 +155,11 @@ def test_the_first_route_that_fits_counts(method: str, path: str, max_body: int)
         ],
         LIMITS,
     )
-    assert routes.max_body(method, path) == max_body
+    assert routes.max_body(method, path, "text/plain") == max_body
 
 
 def test_without_routes_the_limit_of_all_counts() -> None:
-    assert Routes((), LIMITS).max_body("POST", "//x") == 100
+    assert Routes((), LIMITS).max_body("POST", "//x", "") == 100
 
 
 def test_routes_show_themselves() -> None:

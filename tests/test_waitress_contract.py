@@ -1,4 +1,4 @@
-"""Everything of waitress that parsing.py and chunks.py in hardserve/edge lean on: an upgrade that moves it fails here."""
+"""What of waitress edge/parsing.py and edge/chunks.py lean on: an upgrade that moves any of it fails here."""
 
 from __future__ import annotations
 

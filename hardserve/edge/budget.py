@@ -37,11 +37,15 @@ class Budget:
         return self.memory >= self.memory_limit
 
     def allows(self, client: str, memory: int, files: int) -> bool:
-        """Return whether a request of `client` may keep so many more bytes. "" is nobody in particular."""
-        if self.memory + memory > self.memory_limit or self.files + files > self.file_limit:
-            return False
-        held = self._by_client.get(client)
-        return held is None or (held[0] + memory <= self.memory_limit // 2 and held[1] + files <= self.file_limit // 2)
+        """Return whether a request of `client` may keep so many more bytes. "" is nobody in particular.
+
+        Only what is to grow is asked about: where memory is short, a file may still be written.
+        """
+        own_memory, own_files = self._by_client.get(client, (0, 0))
+        share = 2 if client else 1
+        return _fits(memory, self.memory, own_memory, self.memory_limit, share) and _fits(
+            files, self.files, own_files, self.file_limit, share
+        )
 
     def add(self, client: str, memory: int, files: int) -> None:
         """Count what is kept from now on, or, where negative, no longer."""
@@ -54,6 +58,10 @@ class Budget:
                 held[1] += files
                 if held == [0, 0]:
                     del self._by_client[client]
+
+
+def _fits(more: int, kept: int, own: int, limit: int, share: int) -> bool:
+    return more <= 0 or (kept + more <= limit and own + more <= limit // share)
 
 
 class Holding:

@@ -41,20 +41,24 @@ class Stored:
 class Outbox:
     """Unsent bytes of one connection.
 
+    What is in memory is in the budget until it is sent, what is in the file for as long as it takes room on the disk:
+    until all that is in it has been sent.
+
     `since` is when the first of them was left over (monotonic seconds), `unacknowledged` how many earlier ones the
     kernel then still held: what a client takes is what it acknowledges, and the kernel may hold megabytes of it.
     """
 
     __slots__ = (
-        "_budget", "_closed", "_file", "_file_end", "_file_failed", "_kernel_held", "_parts", "_storing", "memory",
-        "seen", "seen_at", "since", "stored", "taken",
+        "_budget", "_closed", "_file", "_file_bytes", "_file_end", "_file_failed", "_kernel_held", "_parts", "_storing",
+        "memory", "seen", "seen_at", "since", "stored", "taken",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float, unacknowledged: int) -> None:
         self._budget = budget
         self._parts: deque[memoryview | Stored | Report] = deque()
         self._file: IO[bytes] | None = None
-        self._file_end = 0
+        self._file_end = 0  # where to write on
+        self._file_bytes = 0  # of the file on the disk
         self._file_failed = False
         self._storing = False
         self._closed = False
@@ -101,7 +105,8 @@ class Outbox:
         """Return whether `size` bytes may go to the file, which may grow to `limit`."""
         if not self.stored and not self._storing:
             self._file_end = 0  # all of it was read: from the start again
-        return self._file_end + size <= limit and not self._file_failed and self._budget.allows("", 0, size)
+        end = self._file_end + size
+        return end <= limit and not self._file_failed and self._budget.allows("", 0, end - self._file_bytes)
 
     def begin_storing(self) -> None:
         """Let nobody close the file until `end_storing`. With the lock, before `store`."""
@@ -113,10 +118,14 @@ class Outbox:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close` or `end_storing`
             at = self._file_end
+            if not at and self._file_bytes:
+                os.ftruncate(self._file.fileno(), 0)
+                self._count_file(0)
             while data:
                 written = os.pwrite(self._file.fileno(), data, at)
                 at += written
                 data = data[written:]
+                self._count_file(at)
         except OSError as error:
             logger.warning("a slowly read response cannot be stored: %s; its thread waits instead", error)
             return None
@@ -134,33 +143,51 @@ class Outbox:
             self._file_end = stretch.end
             self._parts.append(stretch)
             self.stored += len(stretch)
-            self._budget.add("", 0, len(stretch))
+
+    def _count_file(self, size: int) -> None:
+        self._budget.add("", 0, size - self._file_bytes)
+        self._file_bytes = size
 
     def _close_file(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
+            self._count_file(0)
 
     # --- sending ---
 
     def send(self, send: Callable[[memoryview], int]) -> list[Report]:
-        """Send from the front until `send` takes no more; return the reports that are due. Raises OSError."""
+        """Send from the front until `send` takes no more; return the reports that are due. Raises OSError.
+
+        It does so only when none is: a connection that breaks behind a response has still taken that one, and is as
+        broken the next time.
+        """
         due: list[Report] = []
         while self._parts:
             part = self._parts[0]
-            if isinstance(part, memoryview):
-                sent = send(part)
-                self._took(sent, 0)
-                if sent < len(part):
-                    self._parts[0] = part[sent:]
-                    break
-            elif isinstance(part, Stored):
-                if not self._send_stored(part, send):
-                    break
-            else:
+            if callable(part):
                 due.append(part)
+            else:
+                try:
+                    whole = self._send_part(part, send)
+                except OSError:
+                    if due:
+                        break
+                    raise
+                if not whole:
+                    break
             self._parts.popleft()
         return due
+
+    def _send_part(self, part: memoryview | Stored, send: Callable[[memoryview], int]) -> bool:
+        if isinstance(part, Stored):
+            return self._send_stored(part, send)
+        sent = send(part)
+        self._took(sent, 0)
+        if sent < len(part):
+            self._parts[0] = part[sent:]
+            return False
+        return True
 
     def _send_stored(self, stretch: Stored, send: Callable[[memoryview], int]) -> bool:
         assert self._file is not None
@@ -179,11 +206,11 @@ class Outbox:
         self.memory -= memory
         self.stored -= stored
         self.taken += memory + stored
-        self._budget.add("", -memory, -stored)
+        self._budget.add("", -memory, 0)
 
     def close(self) -> list[tuple[Report, int]]:
         """Drop everything; return the reports that will never be due, each with how many of its bytes never left."""
-        self._budget.add("", -self.memory, -self.stored)
+        self._budget.add("", -self.memory, 0)
         self.memory = self.stored = 0
         self._closed = True
         if not self._storing:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from hardserve.settings import LimitSettings, RouteSettings
 
+FORM = "application/x-www-form-urlencoded"
+
 
 def normalized(path: str) -> str:
     """Return `path`, a decoded WSGI path, without empty segments and dot segments. Linear.
@@ -74,27 +76,26 @@ class PathPattern:
 class Routes:
     """The routes of one server, in the operator's order: the first that fits a request counts, and no other."""
 
-    __slots__ = ("_default_max_body", "_routes")
+    __slots__ = ("_max_body", "_max_form", "_routes")
 
     def __init__(self, routes: Sequence[RouteSettings], limits: LimitSettings) -> None:
-        self._default_max_body = limits.body
-        self._routes = [
-            (
-                PathPattern(route.path),
-                frozenset(route.methods),
-                limits.body if route.max_body is None else route.max_body,
-            )
-            for route in routes
-        ]
+        self._max_body = limits.body
+        self._max_form = min(limits.body, limits.form)
+        self._routes = [(PathPattern(route.path), frozenset(route.methods), route.max_body) for route in routes]
 
     def __repr__(self) -> str:
         return f"<Routes {len(self._routes)}>"
 
-    def max_body(self, method: str, path: str) -> int:
-        """Return how many bytes the body of such a request may have. `path` is the decoded WSGI path."""
+    def max_body(self, method: str, path: str, content_type: str) -> int:
+        """Return how many bytes the body of such a request may have. `path` is the decoded WSGI path.
+
+        A route's own cap is for bodies of any type: its operator knows what the app does with them.
+        """
         if self._routes:
             path = normalized(path)
             for pattern, methods, max_body in self._routes:
                 if (not methods or method in methods) and pattern.matches(path):
-                    return max_body
-        return self._default_max_body
+                    if max_body is not None:
+                        return max_body
+                    break
+        return self._max_form if content_type.lower().startswith(FORM) else self._max_body

@@ -57,12 +57,13 @@ class Interruptible:
 
     @contextmanager
     def held_off(self) -> Iterator[None]:
-        """Let nothing strike in the block, which `function` has called back into, and is ours. Worker thread.
+        """Let nothing strike in the block, which the app has called back into, and is ours. Worker thread.
 
+        An app may do that outside of `call`, too, where nothing strikes before or after.
         Raises AbandonedError instead of entering it, if that is under way already.
         """
         with self._lock:
-            self._inside = False
+            inside, self._inside = self._inside, False
         if self._raised:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
             raise AbandonedError
@@ -70,7 +71,7 @@ class Interruptible:
             yield
         finally:
             with self._lock:
-                self._inside = True
+                self._inside = inside
 
     def interrupt(self) -> bool:
         """Raise AbandonedError in the app, if that is where its thread is; return whether that was done."""

@@ -6,12 +6,13 @@ client is the business of the functions that it is given.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,6 +23,15 @@ logger = logging.getLogger("hardserve.wsgi")
 JobT = TypeVar("JobT")
 
 LOOK_S = 0.25
+
+
+@contextlib.contextmanager
+def _contained(job: object) -> Iterator[None]:
+    """Keep what fails with one job from the others: they have left the queue, and nobody else tells their clients."""
+    try:
+        yield
+    except Exception:
+        logger.exception("internal error on %r", job)
 
 
 @dataclass(slots=True)
@@ -62,7 +72,8 @@ class Watch(Generic[JobT]):
     def look(self, now: float) -> float | None:
         """End what is late; return when to look again (monotonic seconds), None when there is nothing to watch."""
         for waiting in self._workers.expire(now - self._queue_s):
-            self._ctx.expired(waiting, now)
+            with _contained(waiting):
+                self._ctx.expired(waiting, now)
         for worker in self._workers.busy():
             job = worker.job
             if job is not None and self._late.get(worker) is not job and now - self._ctx.app_since(job) >= self._app_s:
@@ -72,11 +83,17 @@ class Watch(Generic[JobT]):
                 del self._late[worker]
                 self._interrupted.discard(worker)
                 logger.warning("%s has come back: %r", worker.thread.name, late)
-            elif worker not in self._interrupted and now - self._ctx.app_since(late) >= self._app_s + self._interrupt_s:
+                continue
+            if self._workers.replace(worker, late):
+                # When it was found there were too many of them, or the system had no thread to give.
+                logger.warning("%s is replaced now: %r", worker.thread.name, late)
+            if worker not in self._interrupted and now - self._ctx.app_since(late) >= self._app_s + self._interrupt_s:
                 self._interrupted.add(worker)
-                self._ctx.interrupt(late)
+                with _contained(late):
+                    self._ctx.interrupt(late)
         self._judge()
-        return now + LOOK_S if self._late or self._workers.waiting() or self._workers.busy() else None
+        # Not `busy`: a worker that has taken a job and not said so yet has one all the same.
+        return now + LOOK_S if self._late or self._workers.in_pool or self._workers.stuck else None
 
     def _end(self, worker: Worker[JobT], job: JobT, now: float) -> None:
         late_s = now - self._ctx.app_since(job)
@@ -94,7 +111,8 @@ class Watch(Generic[JobT]):
             "replaced" if replaced else "not replaced",
             stack,
         )
-        self._ctx.late(job, now)
+        with _contained(job):
+            self._ctx.late(job, now)
 
     def _judge(self) -> None:
         """Say so when too many workers hang, and when they do no more."""

@@ -97,8 +97,9 @@ class Workers(Generic[JobT]):
         self._max_waiting = max_waiting
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._ready: deque[Entry[JobT]] = deque()
-        # The lock is for what follows, and never held over anything that blocks.
+        # The lock is for what follows, and never held over anything that waits for a job.
         self._lock = threading.Lock()
+        self.in_pool = 0  # jobs that wait for a thread or are with one, but for those of workers that were replaced
         self._clients: dict[str, _Client[JobT]] = {}
         self._held = 0
         self._stopping = False
@@ -133,6 +134,7 @@ class Workers(Generic[JobT]):
                     self._held += 1
                     return True
                 known.in_pool += 1
+            self.in_pool += 1
         self._ready.append(entry)
         self._tokens.put(None)
         return True
@@ -145,29 +147,31 @@ class Workers(Generic[JobT]):
             with contextlib.suppress(ValueError):  # a worker was faster
                 self._ready.remove(entry)
                 expired.append(entry)
+        left = [entry.client for entry in expired]
         with self._lock:
-            for entry in expired:
-                self._leave(entry.client)
+            # First those that are held back: one of them that is late must not be let in.
             if self._held:
                 for client in self._clients.values():
                     while client.held and client.held[0].since < before:
                         expired.append(client.held.popleft())
                         self._held -= 1
+            for each in left:
+                self._leave(each)
         return [entry.job for entry in expired]
 
     def _leave(self, client: str) -> None:
         """Count a job of `client` no more, and let its next one in. The caller holds the lock."""
-        if not client:
-            return
-        known = self._clients[client]
-        if known.held:
-            self._ready.append(known.held.popleft())
-            self._held -= 1
-            self._tokens.put(None)
-            return
-        known.in_pool -= 1
-        if not known.in_pool:
-            del self._clients[client]
+        if client:
+            known = self._clients[client]
+            if known.held:
+                self._ready.append(known.held.popleft())
+                self._held -= 1
+                self._tokens.put(None)
+                return
+            known.in_pool -= 1
+            if not known.in_pool:
+                del self._clients[client]
+        self.in_pool -= 1
 
     # --- worker threads ---
 
@@ -200,18 +204,22 @@ class Workers(Generic[JobT]):
     def replace(self, worker: Worker[JobT], job: JobT) -> bool:
         """Start another worker in the place of one that hangs on `job`; return whether that was done.
 
-        It is not when the job has just ended, nor when more than `max_stuck` are hanging already.
+        It is not when the job has just ended, when `max_stuck` are hanging already, or when the system has no thread
+        to give.
         """
         with self._lock:
             if worker.job is not job or worker.replaced or len(self.stuck) >= self.max_stuck:
                 return False
-            worker.replaced = True
-            self._leave(worker.client)
-            self.stuck.append(worker)
+            other = Worker(self, self._started + 1)
+            try:
+                other.thread.start()
+            except RuntimeError:
+                return False
             self._started += 1
-            other = Worker(self, self._started)
             self.workers[self.workers.index(worker)] = other
-        other.thread.start()
+            worker.replaced = True
+            self.stuck.append(worker)
+            self._leave(worker.client)
         return True
 
     def discard(self) -> int:

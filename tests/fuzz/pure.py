@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hardserve.edge.gate import Gate
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.refusals import Refusal
-from hardserve.settings import LimitSettings
+from hardserve.settings import LimitSettings, Settings
 from tests.fuzz.grammar import Case
 from tests.fuzz.memory import kept_bytes
 from tests.fuzz.oracle import Asked, Reading, Tail, Violation, read
@@ -42,7 +42,7 @@ class Parsed:
 def parse(pieces: Iterable[bytes], rules: ParserRules, *, weigh: bool = False) -> Parsed:
     """Feed `pieces` to requests, one after another, as a connection does."""
     parsed = Parsed()
-    gate = Gate(rules.limits)
+    gate = Gate(Settings(limits=rules.limits))
     request: Request | None = None
     ahead = b""
     for piece in pieces:
