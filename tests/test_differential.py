@@ -51,8 +51,8 @@ http {{
     large_client_header_buffers 8 64k;
     client_max_body_size 1m;
     # What is unfinished is given up soon: nothing more is coming.
-    client_header_timeout 300ms;
-    client_body_timeout 300ms;
+    client_header_timeout 700ms;
+    client_body_timeout 700ms;
     keepalive_timeout 300ms;
     lingering_timeout 300ms;
     server {{

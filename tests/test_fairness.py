@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -252,3 +253,16 @@ def test_one_client_cannot_fill_the_budget_with_its_bodies() -> None:
         with running.connect("127.0.0.3") as other:
             other.send(head + b"x" * 3_000_000)
             assert other.response().status == 200
+
+
+def test_a_body_is_refused_where_memory_is_short_and_there_is_no_disk_either(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(echo, limits_buffered_memory="1MiB") as running, running.connect() as client:
+        budget = running.server._budget
+        budget.add("", 2 << 20, 0)  # somebody else's
+        monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+        assert client.get("/", body=b"hello").status == 503
+        assert running.log.wait_for(1)[0].refusal == "body_not_stored"
+        budget.add("", -(2 << 20), 0)
+    assert not [record for record in caplog.records if record.exc_info]

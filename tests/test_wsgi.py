@@ -22,7 +22,7 @@ import flask
 import pytest
 
 from hardserve.protocol import ClientDisconnectedError
-from tests import test_http, test_parsing
+from tests import test_corpus, test_http
 from tests.support import PATIENCE_S, Response, Running, serving
 
 SAME = ""
@@ -41,14 +41,14 @@ WAITRESS: dict[str, tuple[str, str]] = {
             "cannot read (chunks, 100) it is never sent."
         ),
     ),
-    "a folded Host line is 400": ("test_parsing.test_is_refused", SAME),
+    "a folded Host line is 400": ("test_corpus.test_over_a_socket", SAME),
     "a GET may have a body": ("test_wsgi.test_a_get_may_have_a_body", SAME),
     "Content-Length: 0 is an empty body": ("test_wsgi.test_a_length_of_0_is_an_empty_body", SAME),
-    "a body need not end in a line end": ("test_parsing.test_a_body_ends_by", SAME),
+    "a body need not end in a line end": ("test_corpus.test_over_a_socket", SAME),
     "many clients at once": ("test_wsgi.test_fifty_clients_at_once", SAME),
-    "a chunked request reaches the app with its Content-Length": ("test_parsing.test_a_body_ends_by", SAME),
+    "a chunked request reaches the app with its Content-Length": ("test_corpus.test_over_a_socket", SAME),
     "an HTTP/1.1 request needs no Host": (
-        "test_parsing.test_is_refused",
+        "test_corpus.test_over_a_socket",
         "400: RFC 9112 3.2 demands it of servers, and a virtual host is chosen by it.",
     ),
     "a broken chunk is 400, and the connection closes": ("test_refusals.test_is_produced", SAME),
@@ -146,7 +146,7 @@ WAITRESS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("behaviour", WAITRESS)
 def test_the_test_that_shows_it_exists(behaviour: str) -> None:
     module, _, name = WAITRESS[behaviour][0].partition(".")
-    found: Any = {"test_http": test_http, "test_parsing": test_parsing, "test_wsgi": sys.modules[__name__]}
+    found: Any = {"test_http": test_http, "test_corpus": test_corpus, "test_wsgi": sys.modules[__name__]}
     if module == "test_refusals":
         from tests import test_refusals
 

@@ -12,13 +12,18 @@ one that fills the budget and then drips would have everybody else's uploads ref
 
 from __future__ import annotations
 
+import math
 import threading
+
+# A disk that is full is said to be full so often: whoever reads slowly, and there may be thousands, meets it again and
+# again.
+NEWS_S = 60.0
 
 
 class Budget:
     """Bytes kept in memory and in temporary files, each with its limit. Any thread."""
 
-    __slots__ = ("_by_client", "_lock", "file_limit", "files", "memory", "memory_limit")
+    __slots__ = ("_by_client", "_failed_at", "_lock", "file_limit", "files", "memory", "memory_limit")
 
     def __init__(self, memory_limit: int, file_limit: int) -> None:
         self.memory_limit = memory_limit
@@ -26,6 +31,7 @@ class Budget:
         self.memory = 0
         self.files = 0
         self._by_client: dict[str, list[int]] = {}  # memory and files, of clients that hold anything
+        self._failed_at = -math.inf
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -58,6 +64,14 @@ class Budget:
                 held[1] += files
                 if held == [0, 0]:
                     del self._by_client[client]
+
+    def is_news(self, now: float) -> bool:
+        """Take note that a file could not be written (monotonic seconds); return whether to log that."""
+        with self._lock:
+            news = now - self._failed_at >= NEWS_S
+            if news:
+                self._failed_at = now
+            return news
 
 
 def _fits(more: int, kept: int, own: int, limit: int, share: int) -> bool:

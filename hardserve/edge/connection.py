@@ -282,9 +282,9 @@ class Connection:
         """Count what is kept of a request that is more than a head in one piece."""
         if request.holding is None:
             request.holding = Holding(self._ctx.budget, self.client)
-        if self._ctx.budget.memory_short and request.headers_finished:
-            request.to_file()
         try:
+            if self._ctx.budget.memory_short and request.headers_finished:
+                request.to_file()
             memory, files = request.buffered()
             fits = request.holding.update(memory, files)
             if not fits and memory > files and request.headers_finished:
@@ -301,7 +301,8 @@ class Connection:
     def _body_ends(self, request: Request) -> tuple[float, float]:
         """Return when a body is too slow with what has come of it, and when it has taken too long in all."""
         timeouts, rate = self._ctx.settings.timeouts, self._ctx.settings.limits.body_rate
-        slow = request.body_since + timeouts.rate_grace + sum(request.buffered()) / rate if rate else math.inf
+        received = 0 if request.body_rcv is None else len(request.body_rcv)
+        slow = request.body_since + timeouts.rate_grace + received / rate if rate else math.inf
         return slow, request.body_since + timeouts.body_total if timeouts.body_total else math.inf
 
     def _dispatch(self, request: Request, now: float) -> None:

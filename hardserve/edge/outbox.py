@@ -14,6 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class Outbox:
                 data = data[written:]
                 self._count_file(at)
         except OSError as error:
-            logger.warning("a slowly read response cannot be stored: %s; its thread waits instead", error)
+            if self._budget.is_news(monotonic()):
+                logger.warning("slowly read responses cannot be stored: %s; their threads wait instead", error)
             return None
         return Stored(self._file_end, at)
 

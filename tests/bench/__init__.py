@@ -11,5 +11,12 @@ test: it asserts nothing, and what it prints is only true of the machine it ran 
     ceiling.py    what the sleeping app can do with no server at all
     report.py     medians, ratios, bars and tables
 
+`python -m tests.bench.hostile` attacks hardserve instead, while a normal client measures:
+
+    hostile.py          the parts of the attack, and the bars that each is held to
+    hostile_clients.py  thousands of clients that mean harm, in a process of their own
+    hostile_normal.py   the client that means none
+    hostile_endless.py  requests that never end: where they are cut, and what a byte of them costs
+
 Linux only: it reads /proc, and uses 127.0.0.0/8 for many client addresses.
 """

@@ -80,7 +80,7 @@ KINDS: Mapping[str, Kind] = {
         (b"GET /big HTTP/1.1\r\nHost: hostile\r\n\r\n", b"GET /block HTTP/1.1\r\nHost: hostile\r\n\r\n"),
         every_s=1.0,
         sips=16,
-        again_s=3.0,
+        again_s=5.0,
     ),
     "idle": Kind((b"", _WHOLE)),
     "half-head": Kind((_HEAD,)),

@@ -1,4 +1,4 @@
-"""Fuzzing for as long as one likes: `python -m tests.fuzz --seconds 300`. Exit code 1 and a seed if the invariant breaks."""
+"""Fuzzing for as long as one likes: `python -m tests.fuzz --seconds 300`. Exit code 1 if the invariant breaks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def one_case(seed: int, number: int) -> bool:
     if error is None:
         return True
     smallest = shrink(made)
-    print(f"\nFAILED: {type(error).__name__}: {error}\n\nsent: {made.stream!r}\nin pieces of {list(map(len, made.pieces))}")
+    print(f"\nFAILED: {type(error).__name__}: {error}")
+    print(f"\nsent: {made.stream!r}\nin pieces of {list(map(len, made.pieces))}")
     if len(smallest.stream) < len(made.stream):
         print(f"\na smaller one: {smallest.stream!r}\n{_failure(smallest)}")
     _tell_how(seed, f"pure:{number}")

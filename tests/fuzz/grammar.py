@@ -5,8 +5,10 @@ Everything is drawn from the `random.Random` that is passed in, and from nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from hardserve.settings import LimitSettings
@@ -41,9 +43,10 @@ NASTY_LINES = (
     b"Content-Length: -1", b"Content-Length: 5, 5", b"Content-Length: 0x5", b"Content-Length: 1_0",
     b"Content-Length:", b"Content-Length: \xb2", b"Content-Length: 00000000000000000005", b"Content-Length : 5",
     b"Content-Length: 5 6", b"Content-Length: " + b"9" * 18, b"Content-Length: " + b"9" * 400, b"Content-Length\x00: 5",
-    b"Host: evil", b"Host:", b"Host: a b", b"Host: a@b", b"Host: [::1", b"Host: a/b", b"Host: a:b", b"Expect: 100-continue",
-    b"Expect: 200-ok", b"Expect:", b"Connection: close", b"Connection: keep-alive", b"Connection: a\rb", b"\tfolded",
-    b"no colon", b": no name", b"X A: b", b"X-\xe9: b", b"X: \x00", b"X: \x7f", b"X(: b", b"Content-Type: a/b",
+    b"Host: evil", b"Host:", b"Host: a b", b"Host: a@b", b"Host: [::1", b"Host: a/b", b"Host: a:b",
+    b"Expect: 100-continue", b"Expect: 200-ok", b"Expect:", b"Connection: close", b"Connection: keep-alive",
+    b"Connection: a\rb", b"\tfolded", b"no colon", b": no name", b"X A: b", b"X-\xe9: b", b"X: \x00", b"X: \x7f",
+    b"X(: b", b"Content-Type: a/b",
 )  # fmt: skip
 NASTY_BYTES = (
     b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b";", b"%", b"%00", b"#", b"\x0b", b"\x0c", b"\x7f",
@@ -51,21 +54,27 @@ NASTY_BYTES = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", SMUGGLED,
 )  # fmt: skip
 NASTY_CHUNK_LINES = (
-    b"0", b"00000000000000005", b"0x5", b"+5", b"-5", b" 5", b"5 ", b"5\t;a", b"5;", b"5;;a", b"5; a = b", b'5;a="\\"b"',
-    b'5;a="b', b"5;a=\x00", b"5;a\rb", b"5;a\nb", b"5,6", b"G", b"", b"\r", b"\n", b"5\x0b", b"5;" + b"e" * 70,
-    b"7fffffffffffffff", b"ffffffffffffffff", b"1" * 400, b"0;a=b", b"X: y",
+    b"0", b"00000000000000005", b"0x5", b"+5", b"-5", b" 5", b"5 ", b"5\t;a", b"5;", b"5;;a", b"5; a = b",
+    b'5;a="\\"b"', b'5;a="b', b"5;a=\x00", b"5;a\rb", b"5;a\nb", b"5,6", b"G", b"", b"\r", b"\n", b"5\x0b",
+    b"5;" + b"e" * 70, b"7fffffffffffffff", b"ffffffffffffffff", b"1" * 400, b"0;a=b", b"X: y",
 )  # fmt: skip
 NASTY_TARGETS = (
-    b"/%", b"/%4", b"/%zz", b"/%00", b"/a?%", b"/a?b=%zz", b"/a#b", b"#", b"?", b"a/b", b"", b"*", b"/ a", b"//", b"/%0d%0a",
-    b"http:///a", b"http://a:b/", b"http://a@b/", b"http://[::1/", b"http://[:::1]/", b"http://a:99999/", b"ftp://a/",
-    b"http://evil/", b"a:443", b"/\x01", b"/\xff%ff", b"http://", b"http://%/", b"http:/a", b"http://a", b"http://a?b",
+    b"/%", b"/%4", b"/%zz", b"/%00", b"/a?%", b"/a?b=%zz", b"/a#b", b"#", b"?", b"a/b", b"", b"*", b"/ a", b"//",
+    b"/%0d%0a", b"http:///a", b"http://a:b/", b"http://a@b/", b"http://[::1/", b"http://[:::1]/", b"http://a:99999/",
+    b"ftp://a/", b"http://evil/", b"a:443", b"/\x01", b"/\xff%ff", b"http://", b"http://%/", b"http:/a", b"http://a",
+    b"http://a?b",
 )  # fmt: skip
 NASTY_METHODS = (
-    b"CONNECT", b"TRACE", b"PRI", b"get", b"Get", b"G(T", b"G\x00T", b" GET", b"GET ", b"", b"G" * 33, b"GET\t", b"\xc3\x89",
+    b"CONNECT", b"TRACE", b"PRI", b"get", b"Get", b"G(T", b"G\x00T", b" GET", b"GET ", b"", b"G" * 33, b"GET\t",
+    b"\xc3\x89",
 )  # fmt: skip
 OTHER_PROTOCOLS = (
-    b"\x16\x03\x01\x02\x00\x01\x00", b"SSH-2.0-a\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\r\n", b"\x80\x2e\x01",
-    b"PROXY TCP4 127.0.0.1 127.0.0.2 1 2\r\n", b"\r\n" * 40, b"*1\r\n$4\r\nPING\r\n", b"\x00", b"EHLO a\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00", b"SSH-2.0-a\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\r\n",
+    b"\x80\x2e\x01", b"PROXY TCP4 127.0.0.1 127.0.0.2 1 2\r\n", b"\r\n" * 40, b"*1\r\n$4\r\nPING\r\n", b"\x00",
+    b"EHLO a\r\n",
+)  # fmt: skip
+NASTY_CODINGS = (
+    b"gzip", b"gzip, chunked", b"chunked, gzip", b"chunked, chunked", b"identity", b"", b"x(chunked", b"chunked;q=1",
 )  # fmt: skip
 NASTY_NUMBERS = (
     b"0",
@@ -80,6 +89,9 @@ NASTY_NUMBERS = (
     b"F" * 16,
     b"9" * 40,
 )
+
+
+_CHUNK_LINE = re.compile(rb"(?<=\r\n)([0-9a-fA-F]{1,8})[^\r\n]*(?=\r\n)")
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,7 @@ def split(random: Random, stream: bytes) -> list[bytes]:
             at = stream.find(b"\r\n", at) + random.randrange(5)
         cuts.add(max(0, min(at, len(stream))))
     bounds = sorted(cuts)
-    return [stream[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(bounds)]
 
 
 # --- good requests ---
@@ -165,7 +177,9 @@ def _body(random: Random, limits: LimitSettings, *, may_chunk: bool) -> tuple[by
     content = content_of(random, size)
     if not may_chunk or random.random() < 0.5:
         return b"Content-Length: %b%d" % (b"0" * (random.randrange(8) == 0), size), content
-    return random.choice((b"Transfer-Encoding: chunked", b"transfer-encoding:CHUNKED")), _chunked(random, content, limits)
+    return random.choice((b"Transfer-Encoding: chunked", b"transfer-encoding:CHUNKED")), _chunked(
+        random, content, limits
+    )
 
 
 def _chunked(random: Random, content: bytes, limits: LimitSettings) -> bytes:
@@ -296,18 +310,29 @@ def change_a_number(random: Random, stream: bytes, limits: LimitSettings) -> byt
 
 
 def change_a_chunk_line(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
-    body = stream.find(b"\r\n\r\n", stream.lower().find(b"chunked"))
-    start = stream.find(b"\r\n", random.randrange(max(0, body), len(stream) + 1)) + 2 if body >= 0 else 0
-    end = stream.find(b"\r\n", start)
-    if start < 2 or end < 0:
+    lines = list(_CHUNK_LINE.finditer(stream, max(0, stream.lower().find(b"chunked"))))[:50]
+    if not lines:
         return stream
-    return stream[:start] + random.choice(NASTY_CHUNK_LINES) + stream[end:]
+    line = random.choice(lines)
+    nasty = random.choice(NASTY_CHUNK_LINES)
+    if random.random() < 0.5:
+        nasty = random.choice((b"+", b"-", b"0x", b" ", b"\r", b"\n", b"\t", b"0" * 15)) + line[1]
+    return stream[: line.start(1)] + nasty + stream[line.end(random.randrange(2)) :]
 
 
 def change_a_target(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
     end = stream.find(b" HTTP/1.", random.randrange(len(stream) + 1))
     start = stream.rfind(b" ", 0, end) + 1
     return stream[:start] + random.choice(NASTY_TARGETS) + stream[end:] if end >= 0 else stream
+
+
+def change_a_coding(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
+    field = b"transfer-encoding:"
+    start = stream.lower().find(field, random.randrange(len(stream) + 1))
+    end = stream.find(b"\r\n", start)
+    if start < 0 or end < 0:
+        return stream
+    return stream[: start + len(field)] + b" " + random.choice(NASTY_CODINGS) + stream[end:]
 
 
 def change_a_method(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
@@ -341,5 +366,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     flip_a_bit, insert_bytes, insert_bytes, replace_a_byte, insert_a_line, insert_a_line, insert_a_line, repeat_a_line,
     remove_a_stretch, double_a_stretch, move_a_stretch, cut_the_end, change_a_number, change_a_number, grow_a_token,
     end_lines_with_lf, change_case, change_a_target, change_a_chunk_line, change_a_chunk_line,
-    change_a_method, speak_another_protocol,
+    change_a_coding, change_a_method, speak_another_protocol,
 )  # fmt: skip

@@ -374,7 +374,7 @@ def _judge_together(head: _Head, limits: LimitSettings) -> None:
         if head.version == "1.0" or length is not None:
             head.statuses.add(400)
         head.chunked = True
-    elif length and set(length) <= set(string.digits):
+    elif length and set(length) <= set(string.digits) and len(length) <= 18:
         head.length = int(length)
         if head.length > limits.body:
             head.statuses.add(413)

@@ -128,20 +128,24 @@ def as_noted(asked: Asked) -> Asked:
     return replace(asked, keep_alive=True, headers=headers)
 
 
-def answerable(requests: list[Asked]) -> list[Asked]:
-    """Return those up to one whose answer has to end with the connection: RFC 9112 6.3, a 1.0 client knows no chunks."""
+def as_answered(reading: Reading) -> Reading:
+    """Return what the app is to see: no more than up to an answer that has to end with the connection.
+
+    RFC 9112 6.3: a 1.0 client knows no chunks.
+    """
+    requests = [as_noted(asked) for asked in reading.requests]
     for number, asked in enumerate(requests):
-        how, _ = plan(as_noted(asked))
+        how, _ = plan(asked)
         if asked.version == "1.0" and asked.method != "HEAD" and how in ("chunks", "large chunks", "write"):
-            return requests[: number + 1]
-    return requests
+            return Reading(requests[: number + 1], Tail.CLOSED)
+    return replace(reading, requests=requests)
 
 
 # --- the clients ---
 
 CONDUCTS = (
-    "reads to the end", "reads to the end", "reads to the end", "reads to the end", "reads what it asked for", "half-closes midway", "drips", "reads slowly",
-    "resets", "resets", "vanishes", "never reads",
+    "reads to the end", "reads to the end", "reads to the end", "reads to the end", "reads what it asked for",
+    "half-closes midway", "drips", "reads slowly", "resets", "resets", "vanishes", "never reads",
 )  # fmt: skip
 # What these have sent may never arrive, and what is answered need not be read.
 UNFAIR = ("resets", "vanishes", "never reads")
@@ -219,10 +223,12 @@ class Conversation:
             await asyncio.sleep(0.002 if self.conduct == "drips" else 0)
 
     async def _send_and_end(self, client: socket.socket, pieces: list[bytes]) -> None:
-        with contextlib.suppress(OSError):  # refused, and cut while it was still sending: what was read tells
+        try:
             await self._send(client, pieces)
             if self.conduct != "reads what it asked for" or self._is_satisfied():
                 client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self.broken = repr(error)  # a reset is told to whoever looks first, and to nobody else
 
     async def _receive_all(self, client: socket.socket) -> None:
         try:
@@ -245,8 +251,8 @@ class Conversation:
     def _is_satisfied(self) -> bool:
         if self.sent != self.case.stream:
             return False
-        expected = read(self.sent, _LIMITS)
-        due = len(answerable(expected.requests)) + (expected.tail is Tail.REFUSED)
+        expected = as_answered(read(self.sent, _LIMITS))
+        due = len(expected.requests) + (expected.tail is Tail.REFUSED)
         with contextlib.suppress(Violation):
             answers = read_answers(self.received, [asked.method for asked in expected.requests], ended=False)
             return len(answers) >= due and all(answer.whole for answer in answers[:due])
@@ -271,7 +277,7 @@ def flood(random: Random, how: str, before: bytes) -> Case:
     targets = (f"/{number}" for number in itertools.count(random.randrange(1000)))
     target = next(target for target in targets if _how("POST", target, len(body)) == how)
     each = f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    stream = before + each * (300_000 // len(each))
+    stream = before + each * (150_000 // len(each))
     return Case(stream, split(random, stream), ("flood",))
 
 
@@ -310,8 +316,9 @@ class Watch:
     def weigh(self, running: Running, settings: Settings) -> None:
         """Have the I/O thread add up what each connection keeps."""
         limits = settings.limits
-        # Head and fields, a body, what is read ahead, answers not taken; the app's own block is as large as it likes.
-        bound = 2 * limits.header + limits.body + limits.pipeline + limits.response_buffer + LARGE + 32 * KIB
+        # Head and fields, a body, what is read ahead, what is not taken of an answer, and the block that is more than
+        # that. A next answer may be there already when the one before turns out to be too large for the socket.
+        bound = 2 * limits.header + limits.body + limits.pipeline + 2 * (limits.response_buffer + LARGE)
 
         def weigh(_now: float) -> None:
             for connection in list(running.server._loop.connections):
@@ -417,17 +424,24 @@ def _descriptors() -> int:
 def _judge(conversation: Conversation, seen: list[Asked], *, ample: bool) -> None:
     expected = read(conversation.sent, _LIMITS)
     # One that is refused because there is too much to do is not the last, whatever its answer would have been.
-    requests = [as_noted(asked) for asked in (answerable(expected.requests) if ample else expected.requests)]
+    expected = as_answered(expected) if ample else replace(expected, requests=list(map(as_noted, expected.requests)))
     if conversation.hung:
         raise Violation(f"hangs, having received {conversation.received[-300:]!r}")
-    _judge_what_was_seen(requests, seen, ample=ample)
-    answers = read_answers(conversation.received, [asked.method for asked in requests], ended=conversation.ended)
-    _judge_answers(requests, answers, ample=ample)
+    _judge_what_was_seen(expected.requests, seen, ample=ample)
+    answers = read_answers(
+        conversation.received, [asked.method for asked in expected.requests], ended=conversation.ended
+    )
+    _judge_answers(expected.requests, answers, ample=ample)
     if not ample or conversation.conduct in UNFAIR:
         return
     if conversation.broken:
         raise Violation(f"was cut: {conversation.broken}, having received {conversation.received[-300:]!r}")
-    _judge_the_end(expected, requests, seen, answers)
+    # Every request was answered, and then it was refused what had to be.
+    if len(answers) < len(seen):
+        raise Violation(f"{len(answers)} answers to {len(seen)} requests")
+    refused = len(answers) > len(seen)
+    tail = Tail.REFUSED if refused else Tail.CLOSED if expected.tail is Tail.CLOSED else Tail.OPEN
+    compare(expected, seen, tail, answers[-1].status if refused else 0)
 
 
 def _judge_what_was_seen(requests: list[Asked], seen: list[Asked], *, ample: bool) -> None:
@@ -446,28 +460,10 @@ def _judge_answers(requests: list[Asked], answers: list[Answer], *, ample: bool)
         if answer.status in (408, 503) and not ample:
             continue
         if answer.status >= 400:
-            return  # `_judge_the_end` knows whether it is right
+            return  # `compare` knows whether it is right
         if asked.method == "HEAD" or answer.status == 204:
             body = b""
         if not body.startswith(answer.body) or (answer.whole and answer.body != body):
             raise Violation(f"{asked} was answered with {answer.status} and {answer.body[:200]!r}")
     if len(answers) > len(requests) + 1:
         raise Violation(f"{len(answers)} answers to {len(requests)} requests: {answers[len(requests) :]}")
-
-
-def _judge_the_end(expected: Reading, requests: list[Asked], seen: list[Asked], answers: list[Answer]) -> None:
-    """Every request was answered, and then it was refused what had to be."""
-    refused = len(answers) > len(seen)
-    if len(answers) < len(seen):
-        raise Violation(f"{len(answers)} answers to {len(seen)} requests")
-    cut_short = len(requests) < len(expected.requests)
-    tail = Tail.REFUSED if refused else Tail.CLOSED if expected.tail is Tail.CLOSED or cut_short else Tail.OPEN
-    status = answers[-1].status if refused else 0
-    compare(replace_requests(expected, requests, cut_short=cut_short), seen, tail, status)
-
-
-def replace_requests(expected: Reading, requests: list[Asked], *, cut_short: bool) -> Reading:
-    """Return the reading of a stream that was not read past `requests`."""
-    if not cut_short:
-        return replace(expected, requests=requests)
-    return Reading(requests, Tail.CLOSED)
