@@ -21,12 +21,12 @@ from tests.fuzz import pure, wire
 from tests.fuzz.grammar import case
 from tests.fuzz.oracle import Tail, Violation
 
-CASES = 700
+CASES = 600
 
 
 def check_cases(count: int = CASES) -> tuple[set[Tail], set[Refusal | None]]:
     """Check the first `count` cases, and return how they ended."""
-    results = [pure.check(case(Random(f"1:pure:{number}"), pure.LIMITS)) for number in range(count)]
+    results = [pure.check(case(Random(f"2:pure:{number}"), pure.LIMITS)) for number in range(count)]
     return {expected.tail for expected, _ in results}, {parsed.refusal for _, parsed in results}
 
 
@@ -50,7 +50,7 @@ def test_whatever_is_drawn_is_read_alike(random: Random) -> None:
 def test_clients_that_behave_at_random_get_what_they_asked_for_and_leave_nothing_behind(variant: str) -> None:
     conversations = wire.run_round("3", variant, clients=40)
     assert sum(len(conversation.received) for conversation in conversations) > 10_000
-    assert {"reads slowly", "half-closes midway", *wire.UNFAIR} <= {each.conduct for each in conversations}
+    assert {conversation.conduct for conversation in conversations} == set(wire.CONDUCTS)
 
 
 # --- what fuzzing is worth: it notices these ---
@@ -64,7 +64,7 @@ def lose_the_end_of_a_split_head(request: Request, data: bytes, feed: Callable[.
 
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "a space before the colon is let pass": (parsing, "FIELD_LINE", re.compile(rb"([!-9;-~]+)[ ]*:[ \t]*([^\r\n\0]*)")),
-    "a chunk size may be signed": (chunks, "_CHUNK_LINE", re.compile(rb"([-+]?[0-9A-Fa-f]{1,15})(?:[ \t]*;.*)?")),
+    "what follows a chunk size is not looked at": (chunks, "_CHUNK_LINE", re.compile(rb"([0-9A-Fa-f]{1,15}).*")),
     "two lengths are let pass": (parsing, "_ONCE", {}),
     "the end of a head is lost between two pieces": (Request, "feed", lose_the_end_of_a_split_head),
     "the number of empty lines is not bounded": (parsing, "_EMPTY_LINES_BYTES", 1 << 30),

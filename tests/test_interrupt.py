@@ -207,3 +207,82 @@ def test_an_app_that_swallows_it_goes_on() -> None:
     waits = Interruptible()
     source = app(waits)
     assert waits.call(source.__next__) == b"caught"
+
+
+# --- what the app calls back into ---
+
+
+def test_nothing_strikes_in_what_the_app_calls_back_into() -> None:
+    """An app that writes as it goes: the lock of its connection is held in there."""
+    strayed: list[str] = []
+    struck = passed = 0
+    with switching_often(), hunting() as hunter:
+        for number in range(8_000):
+            where = ""
+
+            def app(waits: Interruptible) -> None:
+                nonlocal where
+                with waits.held_off():
+                    where = "ours"
+                    innocent()
+                    where = ""
+                innocent()
+                with waits.held_off():
+                    where = "ours"
+                    innocent()
+                    where = ""
+
+            waits = Interruptible()
+            if number % 2:
+                hunter.prey = waits
+            try:
+                waits.call(lambda: app(waits))  # noqa: B023  # called before the next turn
+                passed += 1
+            except AbandonedError:
+                struck += 1
+            strayed += [where] if where else []
+            innocent()
+            hunter.prey = None
+            assert not waits._inside
+            assert not waits._lock.locked() or waits._lock.acquire(timeout=PATIENCE_S)
+    assert strayed == []
+    assert struck > 100
+    assert passed > 100
+    innocent()
+
+
+def test_one_that_is_under_way_is_raised_instead_of_entering() -> None:
+    waits = Interruptible()
+    entered = False
+
+    def app() -> None:
+        nonlocal entered
+        waits._raised = True  # as if it had been sent, and had not arrived yet
+        with waits.held_off():
+            entered = True
+
+    with pytest.raises(AbandonedError):
+        waits.call(app)
+    assert not entered
+    innocent()
+
+
+def test_an_app_that_calls_back_outside_of_its_call_is_not_struck_afterwards() -> None:
+    """Its `__iter__`, say: nothing is inside the app then, and nothing is when it has returned."""
+    waits = Interruptible()
+    with waits.held_off():
+        pass
+    assert not waits.interrupt()
+    innocent()
+
+
+def test_what_the_app_calls_back_into_may_raise() -> None:
+    waits = Interruptible()
+
+    def app() -> None:
+        with pytest.raises(LookupError), waits.held_off():
+            raise LookupError
+        assert waits._inside
+
+    waits.call(app)
+    assert not waits._inside

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -25,7 +26,11 @@ from hardserve.edge.connection import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Co
 from hardserve.edge.deadlines import Deadlines
 from hardserve.edge.listener import Listener
 from hardserve.edge.parsing import Request
+from hardserve.pages import ErrorPages
+from hardserve.protocol import DateClock
+from hardserve.refusals import QUEUE_DEADLINE, SLOWEST_READER, Refusal
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
+from hardserve.wsgi.task import AppContext, Task
 from tests.support import PATIENCE_S, Client, Running, edge_context, serving, switching_often
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -506,6 +511,586 @@ def test_a_worker_that_waits_for_a_slow_reader_ends_when_the_connection_is_close
     worker.join(PATIENCE_S)
     assert not worker.is_alive()
     assert len(raised) == 1
+
+
+# --- a worker that is late: `expire` against everything that it may do meanwhile ---
+
+POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello"
+
+
+class Answer:
+    """One worker's way through a response: its steps, and what the client has when all of them are done."""
+
+    def __init__(self, *steps: str) -> None:
+        self.steps = steps
+
+    def take(self, rig: Rig, step: str, told: list[int]) -> None:
+        connection = rig.connection
+        if step == "begin":
+            connection.begin_stream(open_ended=True, abandon=lambda: False)
+        elif step == "abort":
+            connection.abort(reset=True)
+        elif step.startswith("finish"):
+            connection.finish(b"last.", keep_alive=True, flushed=lambda count, _reason: told.append(count))
+        else:
+            connection.write(step.encode())
+
+
+ANSWERS = {
+    "in one piece": Answer("finish"),
+    "as a stream": Answer("begin", "one.", "two.", "finish"),
+    "as a stream that breaks": Answer("begin", "one.", "abort"),
+    "none, by a bug of ours": Answer("abort"),
+}
+# Before each step, and while each one sends.
+MOMENTS = [
+    (name, step, during)
+    for name, answer in ANSWERS.items()
+    for step in range(len(answer.steps) + 1)
+    for during in (False, True)
+    if step < len(answer.steps) or not during
+]
+
+
+def soon(action: Callable[[], object]) -> Callable[[], None]:
+    """As `meanwhile`, for where the lock is sure to be held."""
+
+    def run() -> None:
+        thread = threading.Thread(target=action, daemon=True)
+        thread.start()
+        thread.join(0.005)
+
+    return run
+
+
+@pytest.mark.parametrize("room", [1 << 30, 2], ids=["a quick reader", "a slow reader"])
+@pytest.mark.parametrize("ahead", [b"", GET, None], ids=["alone", "with another request behind", "half-closed"])
+@pytest.mark.parametrize(
+    ("name", "step", "during"),
+    MOMENTS,
+    ids=[f"{name}, {'while' if during else 'before'} step {step}" for name, step, during in MOMENTS],
+)
+def test_a_late_answer_is_all_there_or_a_504_or_a_reset(
+    name: str, step: int, during: bool, ahead: bytes | None, room: int
+) -> None:
+    answer = ANSWERS[name]
+    rig = Rig()
+    logged: list[str] = []
+    rig.ctx.log_refusal = lambda _connection, _request, refusal, _sent: logged.append(refusal.name)
+    rig.ctx.log_cut = lambda _connection, request, cut: logged.extend([cut.name] if request is not None else [])
+    rig.arrives(POST)
+    (request,) = rig.dispatched
+    if ahead is not None:
+        rig.transport.incoming.append(ahead)
+    rig.arrives(b"") if ahead is None else rig.connection.on_readable(rig.now)
+    rig.transport.room = room
+    told: list[int] = []
+    expired: list[bool] = []
+    gone = False
+    for number, each in enumerate([*answer.steps, ""]):
+        if number == step:
+            expire = lambda: expired.append(rig.connection.expire(request, rig.now))  # noqa: E731
+            if during:
+                rig.transport.in_send = soon(expire)
+            else:
+                expire()
+        if each and not gone:
+            try:
+                answer.take(rig, each, told)
+            except ConnectionError:
+                rig.connection.abort(reset=True)  # as a task does
+                gone = True
+    if rig.transport.in_send is not None:  # nothing was sent in that step
+        rig.transport.in_send()
+        rig.transport.in_send = None
+    settle()
+    request.close()  # as a task does
+    assert len(expired) == 1
+    if expired[0]:
+        assert rig.connection.phase in (LINGER, CLOSED), "a late worker must not find it in use for something else"
+        assert len(rig.dispatched) == 1, "what came behind it is not answered any more"
+        assert len(logged) == 1
+    else:
+        assert logged == []
+    rig.resumes()
+    if rig.connection.outbox is not None:
+        rig.flush()
+    if len(rig.dispatched) > 1:
+        rig.transport.sent, sent = b"", rig.transport.sent
+        rig.finish()
+        rig.transport.sent = sent
+    turn(rig, 5)
+    sent = rig.transport.sent
+    whole = b"".join(each.encode() for each in answer.steps if each.endswith(".")) + b"last."
+    if sent.startswith(b"HTTP/1.1 504 "):
+        assert expired == [True]
+        assert b"last" not in sent
+        assert b"one." not in sent
+        assert rig.transport.ends[:1] == ["end"]
+        assert logged == ["app_deadline"]
+        assert sent.count(b"HTTP/1.1 ") == 1
+    elif sent == whole:
+        assert expired == [False]
+        assert told == [0]
+    else:
+        assert whole.startswith(sent), "a mixture"
+        assert rig.transport.ends[:1] == ["reset"]
+    if rig.connection.phase is not CLOSED:
+        rig.arrives(b"")  # the client leaves
+        rig.connection.close()
+    turn(rig, 5)
+    assert rig.connection.request is None
+    assert rig.connection.slot is None
+    assert (rig.ctx.budget.memory, rig.ctx.budget.files) == (0, 0)
+
+
+def test_an_expired_request_is_answered_behind_the_response_that_is_leaving() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = lambda: rig.arrives(GET)
+    rig.finish(b"answer")
+    assert rig.connection.expire(rig.dispatched[1], rig.now)
+    rig.flush()
+    assert rig.transport.sent.startswith(b"answerHTTP/1.1 504 ")
+    assert rig.transport.ends[:1] == ["end"]
+
+
+def test_expiring_another_request_than_the_one_in_progress_does_nothing() -> None:
+    """Its worker came back in the moment it was found late, and the connection has gone on to the next."""
+    rig = Rig()
+    rig.arrives(GET)
+    rig.finish()
+    rig.arrives(GET)
+    assert not rig.connection.expire(rig.dispatched[0], rig.now)
+    assert rig.connection.phase is BUSY
+    assert rig.finish() == [0]
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("how", ["expire", "cut", "close"])
+def test_a_worker_that_waits_for_a_slow_reader_is_told_why_it_is_over(how: str) -> None:
+    rig = Rig(limits_response_buffer="64KiB")
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
+    rig.transport.room = 0
+    raised: list[str] = []
+
+    def work() -> None:
+        try:
+            rig.connection.write(b"x" * 100_000)
+        except ConnectionError as error:
+            raised.append(str(error))
+            rig.connection.abort(reset=True)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    wait_for(lambda: rig.connection.waited_since < math.inf)
+    if how == "expire":
+        rig.connection.expire(rig.dispatched[0], rig.now)
+    elif how == "cut":
+        rig.connection.cut(SLOWEST_READER, rig.now)
+    else:
+        rig.connection.close()
+    worker.join(PATIENCE_S)
+    assert not worker.is_alive()
+    assert raised == [
+        {"expire": "app_deadline_midway", "cut": "slowest_reader", "close": "client_disconnected"}[how]
+    ]
+    assert rig.transport.ends == ["reset"]
+    assert rig.connection.waited_since == math.inf
+    turn(rig, 5)
+    assert rig.connection.slot is None
+    assert rig.ctx.budget.memory == 0
+
+
+# --- a worker at the disk ---
+
+
+@pytest.mark.parametrize("how", ["expire", "cut", "writable", "half-close"])
+def test_what_happens_to_a_connection_while_its_worker_is_at_the_disk(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    descriptors = open_descriptors()
+    rig = Rig(limits_response_buffer="64KiB", limits_response_file="1MiB")
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
+    rig.transport.room = 0
+    rig.connection.write(b"a" * 60_000)
+    rig.resumes()
+    at_the_disk, go_on = threading.Event(), threading.Event()
+    write = os.pwrite
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        at_the_disk.set()
+        assert go_on.wait(PATIENCE_S)
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    raised: list[str] = []
+
+    def work() -> None:
+        try:
+            rig.connection.write(b"b" * 60_000)
+            rig.connection.write(b"c" * 10)
+            rig.finish(b"end", keep_alive=False)
+        except ConnectionError as error:
+            raised.append(str(error))
+            rig.connection.abort(reset=True)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    assert at_the_disk.wait(PATIENCE_S)
+    if how == "expire":
+        assert rig.connection.expire(rig.dispatched[0], rig.now)
+    elif how == "cut":
+        rig.connection.cut(SLOWEST_READER, rig.now)
+    elif how == "writable":
+        rig.transport.room = 1 << 30
+        rig.connection.on_writable(rig.now)
+        assert rig.transport.sent == b"a" * 60_000
+        assert rig.wheel.interest == (True, False), "a writable socket that nothing is for would be a busy loop"
+    else:
+        rig.arrives(b"")
+    go_on.set()
+    worker.join(PATIENCE_S)
+    assert not worker.is_alive()
+    rig.flush()
+    if how in ("expire", "cut"):
+        assert raised == ["app_deadline_midway" if how == "expire" else "slowest_reader"]
+        assert rig.transport.ends == ["reset"]
+    else:
+        assert raised == []
+        assert rig.transport.sent == b"a" * 60_000 + b"b" * 60_000 + b"c" * 10 + b"end"
+    turn(rig, 5)
+    assert rig.connection.slot is None
+    assert (rig.ctx.budget.memory, rig.ctx.budget.files) == (0, 0)
+    gc.collect()
+    assert open_descriptors() == descriptors
+
+
+def test_a_response_that_had_left_when_the_next_one_broke_is_reported_whole() -> None:
+    rig = Rig()
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.transport.in_send = lambda: rig.arrives(GET)
+    first = rig.finish(b"first.")
+    second = rig.finish(b"second")
+    rig.resumes()
+    rig.transport.room = 3
+
+    def send(data: bytes) -> int:
+        if not rig.transport.room:
+            raise ConnectionResetError
+        return ScriptedTransport.send(rig.transport, data)
+
+    rig.transport.send = send  # type: ignore[method-assign]
+    rig.connection.on_writable(rig.now)
+    rig.connection.on_writable(rig.now)
+    assert (first, second) == ([0], [6])
+    assert rig.connection.phase is CLOSED
+
+
+# --- what is counted goes back to nothing, whatever becomes of it ---
+
+BIG_POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 50_000
+
+
+def leave_while_it_arrives(rig: Rig) -> None:
+    rig.arrives(BIG_POST)
+    rig.connection.close()
+
+
+def be_too_slow_with_it(rig: Rig) -> None:
+    rig.arrives(BIG_POST)
+    turn(rig, 60)
+
+
+def be_refused(rig: Rig) -> None:
+    rig.arrives(BIG_POST.replace(b"1000000", b"100000000"))
+    turn(rig, 5)
+
+
+def leave_with_half_a_head(rig: Rig) -> None:
+    rig.arrives(b"GET / HTTP/1.1\r\nX: " + b"y" * 1000)
+    rig.connection.close()
+
+
+def be_answered(rig: Rig) -> None:
+    rig.arrives(POST)
+    rig.finish()
+    rig.dispatched[0].close()
+    rig.connection.close()
+
+
+def leave_while_it_is_answered(rig: Rig) -> None:
+    rig.arrives(POST)
+    rig.transport.room = 2
+    rig.connection.begin_stream(open_ended=False, abandon=lambda: False)
+    rig.connection.write(b"a part")
+    rig.connection.close()
+    rig.finish()
+    rig.dispatched[0].close()
+
+
+def leave_a_pipeline_behind(rig: Rig) -> None:
+    rig.arrives(POST)
+    rig.arrives(GET * 100)
+    rig.connection.close()
+    rig.finish()
+    rig.dispatched[0].close()
+
+
+def wait_for_a_thread_too_long(rig: Rig) -> None:
+    rig.arrives(POST)
+    rig.connection.refuse_waiting(QUEUE_DEADLINE, rig.now)
+    rig.connection.close()
+
+
+def leave_while_waiting_for_a_thread(rig: Rig) -> None:
+    rig.arrives(POST)
+    rig.connection.close()
+    rig.connection.refuse_waiting(QUEUE_DEADLINE, rig.now)
+
+
+PATHS = [
+    leave_while_it_arrives,
+    be_too_slow_with_it,
+    be_refused,
+    leave_with_half_a_head,
+    be_answered,
+    leave_while_it_is_answered,
+    leave_a_pipeline_behind,
+    wait_for_a_thread_too_long,
+    leave_while_waiting_for_a_thread,
+]
+
+
+@pytest.mark.parametrize("body_memory", ["512KiB", "0"], ids=["in memory", "in a file"])
+@pytest.mark.parametrize("path", PATHS, ids=[path.__name__.replace("_", " ") for path in PATHS])
+def test_nothing_stays_counted(path: Callable[[Rig], None], body_memory: str) -> None:
+    gc.collect()
+    descriptors = open_descriptors()
+    rig = Rig(limits_body_memory=body_memory)
+    path(rig)
+    turn(rig, 5)
+    assert (rig.ctx.budget.memory, rig.ctx.budget.files) == (0, 0)
+    assert not rig.ctx.budget._by_client
+    assert open_descriptors() == descriptors, "with the request still referred to"
+    assert rig.connection.slot is None
+
+
+def test_a_request_whose_client_left_while_it_waited_is_logged_once() -> None:
+    rig = Rig()
+    logged: list[str] = []
+    rig.ctx.log_cut = lambda _connection, request, cut: logged.extend([cut.name] if request is not None else [])
+    rig.ctx.log_refusal = lambda _connection, _request, refusal, _sent: logged.append(refusal.name)
+    rig.arrives(GET)
+    rig.connection.close()
+    rig.connection.refuse_waiting(QUEUE_DEADLINE, rig.now)
+    assert len(logged) == 1
+
+
+# --- memory that is short ---
+
+
+def test_a_body_goes_to_a_file_when_responses_have_all_of_the_memory() -> None:
+    rig = Rig(limits_buffered_memory="1MiB")
+    rig.ctx.budget.add("", 5 << 20, 0)  # one block of a response may be larger than the limit
+    rig.arrives(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 30000\r\n\r\n")
+    for _ in range(30):
+        rig.arrives(b"x" * 1000)
+    assert rig.transport.sent == b""
+    (request,) = rig.dispatched
+    assert request.get_body_stream().read() == b"x" * 30_000
+    assert rig.ctx.budget.files == 30_000
+    rig.finish()
+    request.close()
+
+
+def test_a_slow_reader_is_cut_when_memory_becomes_short_later() -> None:
+    """By the bodies of requests, say, which nobody but the budget knows of."""
+    rig = Rig(limits_buffered_memory="1MiB", limits_response_rate=0)
+    rig.arrives(GET)
+    rig.transport.room = 3
+    rig.finish(b"x" * 500_000)
+    rig.resumes()
+    turn(rig, 3)
+    rig.transport.room = 1000
+    rig.connection.on_writable(rig.now)  # it reads, but slowly
+    rig.ctx.budget.add("", 600_000, 0)
+    turn(rig, 20)
+    assert rig.connection.phase is CLOSED, "all others are refused a place, and nobody looks at who has it"
+
+
+def test_a_reader_that_has_nothing_in_memory_is_not_cut_for_it() -> None:
+    rig = Rig(limits_buffered_memory="1MiB", limits_response_buffer="64KiB", limits_response_file="1MiB")
+    rig.arrives(GET)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
+    rig.transport.room = 0
+    rig.connection.write(b"a" * 60_000)
+    rig.connection.write(b"b" * 60_000)
+    rig.resumes()
+    rig.transport.room = 70_000
+    rig.connection.on_writable(rig.now)
+    assert rig.connection.outbox is not None
+    assert (rig.connection.outbox.memory, rig.connection.outbox.stored) == (0, 50_000)
+    rig.ctx.budget.add("", 2 << 20, 0)
+    rig.ctx.readers.add(rig.connection, rig.now)
+    turn(rig, 3)
+    assert rig.connection.phase is BUSY, "that gives nobody a byte"
+
+
+# --- the app, from the worker's side ---
+
+
+class Request1:
+    """What a task is run with: the rig's connection, and an outcome to look at."""
+
+    def __init__(self, app: Callable[..., Any], **settings: Any) -> None:
+        self.rig = Rig(**settings)
+        self.rig.connection.listener = cast(Listener, SimpleNamespace(name="test", port="80"))
+        self.outcomes: list[tuple[int, int, str]] = []
+        ctx = AppContext(
+            app,
+            DateClock(),
+            ErrorPages(),
+            lambda _channel, _request, status, sent, reason: self.outcomes.append((status, sent, reason)),
+            multithread=True,
+            interrupts=False,
+        )
+        self.rig.arrives(GET)
+        self.request = self.rig.dispatched[0]
+        self.task = Task(ctx, self.rig.connection, self.request)
+
+
+def test_a_stream_that_writes_while_it_is_asked_for_a_block_is_not_struck_in_our_code() -> None:
+    """PEP 3333's `write`, called by the app's generator: the lock is held in there."""
+    struck: list[bool] = []
+
+    def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+        write = start_response("200 OK", [])
+
+        def blocks() -> Iterator[bytes]:
+            yield b"one"
+            abandon = world.rig.connection.abandon
+            assert abandon is not None
+            world.rig.transport.in_send = lambda: struck.append(abandon())
+            write(b"two")
+            yield b"three"
+
+        return blocks()
+
+    world = Request1(app)
+    world.task.run()
+    assert struck == [False]
+    assert b"one" in world.rig.transport.sent
+    assert world.outcomes[0][2] == ""
+
+
+def test_an_app_that_hangs_as_its_client_leaves_is_late_like_any_other() -> None:
+    """Its block could not be sent, and it never comes back from cleaning up: nobody waits for the client any more."""
+    since: list[float] = []
+
+    def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+        start_response("200 OK", [])
+
+        def blocks() -> Iterator[bytes]:
+            try:
+                yield b"one"
+                world.rig.connection.close()
+                yield b"two"
+            finally:
+                since.append(world.request.app_since)
+
+        return blocks()
+
+    world = Request1(app)
+    world.task.run()
+    assert since[0] < math.inf, "nothing would ever find this thread"
+
+
+# --- the pool's decisions, in the server ---
+
+
+class Slow:
+    """An app that keeps each request for /hang until it is released."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        if environ["PATH_INFO"] == "/hang":
+            self.release.wait(PATIENCE_S)
+        environ["wsgi.input"].read()
+        start_response("200 OK", [])
+        return [b"late"]
+
+
+def test_a_worker_that_comes_back_as_it_is_answered_for_does_not_log_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client has a 504: a line that says 200 would be a lie."""
+    app = Slow()
+    with serving(app, threads=1, timeouts_app="0.1s") as running:
+        response = ErrorPages.response
+
+        def come_back(self: ErrorPages, refusal: Refusal, **rest: Any) -> bytes:
+            # Where the I/O thread is between taking the connection and answering on it.
+            app.release.set()
+            wait_for(lambda: not running.server._workers.stuck)
+            return response(self, refusal, **rest)
+
+        monkeypatch.setattr(ErrorPages, "response", come_back)
+        with running.connect() as client:
+            assert client.get("/hang").status == 504
+        entries = running.log.wait_for(1)
+        assert running.stop() == 0
+    assert [(entry.status, entry.refusal) for entry in entries] == [(504, "app_deadline")]
+    assert len(running.log.entries) == 1
+
+
+def test_a_drain_is_not_cut_short_because_threads_hang() -> None:
+    """It was asked for once. A second time would mean: at once."""
+    app = Slow()
+    with serving(app, threads=2, timeouts_app="0.1s", max_stuck=1, exit_when_stuck="on") as running:
+        with running.connect() as slow, running.connect() as hanging:
+            slow.send(POST[:-1])
+            wait_for(lambda: any(each.phase is BODY for each in list(running.server._loop.connections)))
+            hanging.send(GET.replace(b"/ ", b"/hang "))
+            wait_for(running.server._workers.busy)
+            running.server.stop()
+            assert hanging.response().status == 504
+            wait_for(lambda: not running.server.healthy)
+            slow.send(POST[-1:])
+            assert slow.response().body == b"late"
+        running.thread.join(PATIENCE_S)
+        assert running.exit_codes == [1]
+        app.release.set()
+
+
+def test_a_server_that_ends_because_it_hung_fails_though_the_threads_came_back_meanwhile() -> None:
+    """0 would be a stop that somebody wanted, and no supervisor would start it again."""
+    app = Slow()
+    with serving(app, threads=2, timeouts_app="0.1s", max_stuck=1, exit_when_stuck="on") as running:
+        with running.connect() as slow, running.connect() as hanging:
+            slow.send(POST[:-1])
+            wait_for(lambda: any(each.phase is BODY for each in list(running.server._loop.connections)))
+            assert hanging.get("/hang").status == 504
+            wait_for(lambda: not running.server.healthy)
+            app.release.set()
+            wait_for(lambda: running.server.healthy)
+            slow.send(POST[-1:])
+            assert slow.response().body == b"late"
+        running.thread.join(PATIENCE_S)
+        assert running.exit_codes == [1]
 
 
 # --- the real server, in disorder ---

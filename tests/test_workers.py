@@ -396,14 +396,14 @@ def test_no_job_is_lost_or_served_twice_whatever_is_done_to_the_pool() -> None:
                 # Those that hang, and at times one that does not, as if it had been slow.
                 if busy_with is not None and (busy_with in serve.gates or chance.random() < 0.02):
                     replaced += [worker] * workers.replace(worker, busy_with)
-            if not job % 31:
+            if job > 1200 and not job % 31:  # until then all threads come to hang, and the others wait until they are late
                 for gate in list(serve.gates.values())[: job // 97]:
                     gate.set()
         for gate in serve.gates.values():
             gate.set()
         wait_until(workers, lambda: is_empty(workers))
         assert len(workers.workers) == 4
-        assert len(replaced) > 10
+        assert len(replaced) > 3
         for worker in replaced:
             worker.thread.join(PATIENCE_S)
             assert not worker.thread.is_alive()

@@ -107,10 +107,14 @@ def case(random: Random, limits: LimitSettings) -> Case:
     """Return a stream that is good in two cases of five, and wrong in one way or several in the others."""
     stream = b"".join(_empty_lines(random) + request(random, limits) for _ in range(1 + _few(random, 5)))
     mutations = []
-    for _ in range(random.choice((0, 0, 1, 1, 2, 4))):
+    wanted = random.choice((0, 0, 1, 1, 2, 4))
+    for _ in range(3 * wanted):  # not every one has anything to change
         mutation = random.choice(MUTATIONS)
-        stream = mutation(random, stream, limits)
-        mutations.append(mutation.__name__)
+        before, stream = stream, mutation(random, stream, limits)
+        if stream != before:
+            mutations.append(mutation.__name__)
+        if len(mutations) == wanted:
+            break
     return Case(stream, split(random, stream), tuple(mutations))
 
 
@@ -365,6 +369,7 @@ def change_case(random: Random, stream: bytes, limits: LimitSettings) -> bytes:
 MUTATIONS: tuple[Mutation, ...] = (
     flip_a_bit, insert_bytes, insert_bytes, replace_a_byte, insert_a_line, insert_a_line, insert_a_line, repeat_a_line,
     remove_a_stretch, double_a_stretch, move_a_stretch, cut_the_end, change_a_number, change_a_number, grow_a_token,
-    end_lines_with_lf, change_case, change_a_target, change_a_chunk_line, change_a_chunk_line,
+    end_lines_with_lf, change_case, change_a_target, change_a_coding, change_a_chunk_line, change_a_chunk_line,
+    change_a_chunk_line,
     change_a_coding, change_a_method, speak_another_protocol,
 )  # fmt: skip

@@ -463,7 +463,10 @@ def _chunk_digits(line: bytes) -> bytes | None:
 
 
 def _are_extensions(rest: bytes) -> bool:
-    """RFC 9112 7.1.1: *( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] )."""
+    """RFC 9112 7.1.1: *( BWS ";" BWS token [ BWS "=" [ BWS ( token / quoted-string ) ] ] ).
+
+    That a value may be missing is a deviation of the server's, and meant.
+    """
     while rest:
         rest = rest.lstrip(b" \t")
         if rest[:1] != b";":
@@ -472,10 +475,11 @@ def _are_extensions(rest: bytes) -> bool:
         if not name:
             return False
         if rest.lstrip(b" \t")[:1] == b"=":
-            value = rest.lstrip(b" \t")[1:].lstrip(b" \t")
-            word, rest = _quoted_at(value) if value[:1] == b'"' else _token_at(value)
-            if not word:
-                return False
+            rest = rest.lstrip(b" \t")[1:]
+            value = rest.lstrip(b" \t")
+            word, after = _quoted_at(value) if value[:1] == b'"' else _token_at(value)
+            if word:
+                rest = after
     return True
 
 

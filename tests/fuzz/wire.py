@@ -367,7 +367,7 @@ def run_round(seed: str, variant_name: str, *, clients: int, at_once: int = 24) 
     random = Random(seed)
     first = zlib.crc32(seed.encode()) % (1 << 23)
     conversations = [
-        Conversation(first + number, case(random, _LIMITS), random.choice(CONDUCTS), Random(random.random()))
+        Conversation(first + number, case(random, _LIMITS), CONDUCTS[number % len(CONDUCTS)], Random(random.random()))
         for number in range(clients)
     ]
     for conversation, (how, before, conduct) in zip(random.sample(conversations, len(FLOODS)), FLOODS, strict=True):
