@@ -97,6 +97,7 @@ class Server:
         self._refusal_timer = Timer(self._sum_up_refusals)
         self._pages = ErrorPages()
         self._loop: Loop
+        self._readers: Readers
         self._app_ctx: AppContext
         self._stop_calls = 0
 
@@ -124,6 +125,8 @@ class Server:
         limits = self.settings.limits
         clients = Clients(limits.client_connections, limits.client_connection_rate)
         self._loop = Loop(self._listeners, self._max_connections(), clients)
+        half = max(1, self.settings.server.threads // 2)
+        self._readers = Readers(half, self._budget, self._workers.wanted, self._loop)
 
     def _max_connections(self) -> int:
         """Return `limits.connections`, or as many as this process may have descriptors for."""
@@ -168,7 +171,7 @@ class Server:
             date=self._date,
             poller=self._loop,
             budget=self._budget,
-            readers=Readers(max(1, settings.server.threads // 2), self._budget, self._loop),
+            readers=self._readers,
             pages=self._pages,
             admit=Gate(settings).admit,
             dispatch=self._dispatch,
@@ -246,6 +249,7 @@ class Server:
         """I/O thread."""
         if not self._workers.submit(Job(connection, request), connection.client, now):
             return QUEUE_FULL
+        self._readers.make_way(now)
         if not self._watch_timer.is_set:
             self._watch_timer.set(now + LOOK_S, now, self._loop)
         return None

@@ -126,7 +126,7 @@ def edge_context(
         date=DateClock(),
         poller=poller,
         budget=budget,
-        readers=Readers(max(1, chosen.server.threads // 2), budget, poller),
+        readers=Readers(max(1, chosen.server.threads // 2), budget, lambda: 0, poller),
         pages=ErrorPages(),
         admit=Gate(chosen).admit,
         dispatch=dispatch,

@@ -8,12 +8,12 @@ import math
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
 from typing import Any
 
 import pytest
 
-from hardserve.edge.connection import REFUSALS_PER_TURN
+from hardserve.edge.connection import HEAD, REFUSALS_PER_TURN
 from tests.support import PATIENCE_S, Client, Running, serving
 from tests.test_http import GET, connections, echo, eventually, read_digest
 
@@ -45,31 +45,67 @@ def waited_for(running: Running) -> list[object]:
 # --- slow readers ---
 
 
-def test_at_most_half_of_the_workers_wait_for_slow_readers_and_the_slowest_is_cut(
+def test_at_most_half_of_the_workers_wait_for_long_and_the_slowest_reader_is_cut(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with serving(big, threads=4) as running, contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(asking(running, "/big", f"127.0.0.{number}")) for number in range(2, 6)]
-        # The last one reads, slowly: it is not the slowest.
-        stop = threading.Event()
-
-        def read() -> None:
-            while not stop.wait(0.02):
-                readers[-1].socket.recv(16384)
-
-        reading = threading.Thread(target=read, daemon=True)
-        reading.start()
-        entries = running.log.wait_for(2)
-        assert [entry.refusal for entry in entries] == ["slowest_reader", "slowest_reader"]
-        assert "127.0.0.5" not in {entry.client for entry in entries}
-        eventually(lambda: len(waited_for(running)) <= 2)
+        for number in range(2, 5):
+            stack.enter_context(asking(running, "/big", f"127.0.0.{number}"))
+        reading = stack.enter_context(asking(running, "/big", "127.0.0.5"))
+        entry = running.log.wait_for(1)[0]
+        assert entry.refusal == "slowest_reader"
+        assert entry.client != "127.0.0.5"
         with running.connect() as other:
             assert other.get("/").status == 200
-        stop.set()
-        reading.join(PATIENCE_S)
+        read_digest(reading, BLOCKS * len(BLOCK))
+        eventually(lambda: len(waited_for(running)) == 2)
     assert any(
         "slowest_reader" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
     )
+
+
+def stingy(running: Running, path: str, source: str) -> Client:
+    """Return a client that has asked and reads nothing at all, with hardly any room of its own."""
+    connecting = socket.socket()
+    connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connecting.settimeout(PATIENCE_S)
+    connecting.bind((source, 0))
+    connecting.connect(("127.0.0.1", running.port))
+    client = Client(connecting)
+    client.send(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    return client
+
+
+def test_somebody_else_is_answered_at_once_however_many_read_a_stream_slowly() -> None:
+    with (
+        serving(big, threads=4, limits_response_buffer="64KiB") as running,
+        contextlib.ExitStack() as stack,
+        running.connect("127.0.0.9") as other,
+    ):
+        for number in range(60):
+            stack.enter_context(stingy(running, "/big", f"127.0.3.{number + 1}"))
+        began = time.monotonic()
+        assert other.get("/").status == 200
+        assert time.monotonic() - began < 1.0, "each of them had a second of patience"
+
+
+def test_a_head_in_two_pieces_is_served_while_slow_readers_fill_the_memory() -> None:
+    with serving(big, threads=4, limits_buffered_memory="4MiB") as running, contextlib.ExitStack() as stack:
+        for number in range(12):
+            stack.enter_context(stingy(running, "/block", f"127.0.3.{number + 1}"))
+        eventually(lambda: running.server._budget.responses > 4 << 20)
+        for _ in range(20):
+            with running.connect("127.0.0.9") as other:
+                other.send(b"GET / HTTP/1.1\r\n")
+                eventually(lambda: [each for each in connections(running) if each.phase is HEAD])
+                other.send(b"Host: test\r\n\r\n")
+                assert other.response().status == 200
+
+
+def test_a_response_larger_than_all_memory_is_served_to_one_who_reads_it() -> None:
+    with serving(big, limits_buffered_memory="4MiB") as running, asking(running, "/block") as client:
+        read_digest(client, BLOCKS * len(BLOCK))
+        assert running.log.wait_for(1)[0].refusal == ""
 
 
 def test_readers_that_keep_up_are_not_cut_however_many_they_are() -> None:
@@ -204,10 +240,6 @@ def test_a_pipeline_of_requests_that_are_refused_is_answered_in_order_and_in_par
         assert refused == [f"/{number}" for number in range(count)]
         release.set()
         assert client.get("/").status in (200, 503)
-
-
-def blocks_of(count: int) -> Iterator[bytes]:
-    return (BLOCK for _ in range(count))
 
 
 # --- bodies ---

@@ -214,10 +214,6 @@ class Acceptor:
 
     def _hand_on(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
         accepted.setblocking(False)
-        if peer[0] != "unix:":
-            with contextlib.suppress(OSError):  # broken already: reading will tell
-                # A response leaves when it is sent, not when the client acknowledges the one before.
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._ctx.admitted(accepted, peer, client, listener, now)
 
     # --- descriptors ---

@@ -23,13 +23,14 @@ NEWS_S = 60.0
 class Budget:
     """Bytes kept in memory and in temporary files, each with its limit. Any thread."""
 
-    __slots__ = ("_by_client", "_failed_at", "_lock", "file_limit", "files", "memory", "memory_limit")
+    __slots__ = ("_by_client", "_failed_at", "_lock", "file_limit", "files", "memory", "memory_limit", "responses")
 
     def __init__(self, memory_limit: int, file_limit: int) -> None:
         self.memory_limit = memory_limit
         self.file_limit = file_limit
         self.memory = 0
         self.files = 0
+        self.responses = 0  # of the memory
         self._by_client: dict[str, list[int]] = {}  # memory and files, of clients that hold anything
         self._failed_at = -math.inf
         self._lock = threading.Lock()
@@ -38,9 +39,18 @@ class Budget:
         return f"<Budget memory={self.memory}/{self.memory_limit} files={self.files}/{self.file_limit}>"
 
     @property
+    def response_limit(self) -> int:
+        """What responses may have of the memory. They may go past it; the rest is for requests in any case."""
+        return self.memory_limit * 3 // 4
+
+    @property
     def memory_short(self) -> bool:
         """Whether what could be elsewhere should not be in memory."""
-        return self.memory >= self.memory_limit
+        return self._memory_of_requests() >= self.memory_limit
+
+    def _memory_of_requests(self) -> int:
+        """Return what is kept of requests, and of responses as much as they may have."""
+        return self.memory - max(0, self.responses - self.response_limit)
 
     def allows(self, client: str, memory: int, files: int) -> bool:
         """Return whether a request of `client` may keep so many more bytes. "" is nobody in particular.
@@ -49,7 +59,7 @@ class Budget:
         """
         own_memory, own_files = self._by_client.get(client, (0, 0))
         share = 2 if client else 1
-        return _fits(memory, self.memory, own_memory, self.memory_limit, share) and _fits(
+        return _fits(memory, self._memory_of_requests(), own_memory, self.memory_limit, share) and _fits(
             files, self.files, own_files, self.file_limit, share
         )
 
@@ -64,6 +74,12 @@ class Budget:
                 held[1] += files
                 if held == [0, 0]:
                     del self._by_client[client]
+
+    def keep_response(self, memory: int) -> None:
+        """Count what is kept in memory of a response from now on, or, where negative, no longer."""
+        with self._lock:
+            self.memory += memory
+            self.responses += memory
 
     def is_news(self, now: float) -> bool:
         """Take note that a file could not be written (monotonic seconds); return whether to log that."""

@@ -53,7 +53,7 @@ from hardserve import refusals
 from hardserve.edge.budget import Budget, Holding
 from hardserve.edge.outbox import Outbox, Report
 from hardserve.edge.parsing import ParserRules, Request
-from hardserve.edge.readers import PATIENCE_S, Readers
+from hardserve.edge.readers import JUDGED_S, Readers
 from hardserve.pages import ErrorPages
 from hardserve.protocol import CONTINUE, ClientDisconnectedError, DateClock
 
@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from hardserve.settings import Settings
 
 READ_BYTES = 65536
+# Small chunks take longer to take apart than anything else a client can send, ten milliseconds for the size above. In
+# parts, so that a dozen such clients do not hold up the others.
+CHUNKED_READ_BYTES = 8192
 # What a refused client may still send while it reads its answer, before it is cut off.
 LINGER_BYTES = 64 << 20
 # How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
@@ -191,10 +194,7 @@ class Connection:
 
     def on_readable(self, now: float) -> bool:
         """Take what has arrived and do what follows from it; return whether anything had. I/O thread."""
-        room = READ_BYTES
-        waits = self.ahead or self.phase is BUSY or (self.outbox is not None and self.phase is not LINGER)
-        if waits:
-            room = max(1, min(room, self._ctx.settings.limits.pipeline - len(self.ahead)))
+        room = READ_BYTES if self.phase is IDLE and self.outbox is None and not self.ahead else self._room()
         try:
             data = self.transport.receive(room)
         except OSError:
@@ -215,6 +215,14 @@ class Connection:
             self.ahead = self.ahead + data if self.ahead else data
             self._advance(now)
         return True
+
+    def _room(self) -> int:
+        """Return how much to read at once."""
+        if self.phase is BODY and self.outbox is None and self.request is not None and self.request.chunked:
+            return CHUNKED_READ_BYTES
+        if self.ahead or self.phase is BUSY or (self.outbox is not None and self.phase is not LINGER):
+            return max(1, min(READ_BYTES, self._ctx.settings.limits.pipeline - len(self.ahead)))
+        return READ_BYTES
 
     def _advance(self, now: float) -> None:
         """Parse what has arrived, as far as it may be answered now; harmless when there is nothing.
@@ -458,12 +466,25 @@ class Connection:
         else:
             self.write_deadline = min(idle, slow, now + timeouts.response / 4 if progress else math.inf)
 
-    def reading_rate(self, now: float) -> float | None:
-        """Return the bytes a second at which the client takes its response, None before it can be told. I/O thread."""
+    @property
+    def unsent_since(self) -> float:
+        """Since when something has been unsent, `math.inf` if nothing is. I/O thread."""
         outbox = self.outbox
-        if outbox is None or now - outbox.since < PATIENCE_S:
-            return None
-        return outbox.acknowledged(self.transport.unacknowledged()) / (now - outbox.since)
+        return math.inf if outbox is None else outbox.since
+
+    def reading_rate(self, since: float, now: float) -> float:
+        """Return the bytes a second at which the client has taken its response.
+
+        `since` is `waited_since` or `unsent_since`. I/O thread.
+        """
+        outbox = self.outbox
+        if outbox is None:
+            return math.inf
+        taken = outbox.acknowledged(self.transport.unacknowledged())
+        if since == self.waited_since:
+            # Before that, its kernel took megabytes of which the client itself need not have read any.
+            taken -= outbox.taken_before_wait
+        return taken / max(JUDGED_S, now - since)
 
     def settle(self, now: float) -> None:
         """Do what follows from what a worker, or the client, has done to this connection. I/O thread."""
@@ -679,6 +700,7 @@ class Connection:
         limit = self._ctx.settings.limits.response_buffer // 2
         with self.lock:
             self._drained = threading.Condition(self.lock)
+            outbox.taken_before_wait = outbox.acknowledged(self.transport.unacknowledged())
             self.waited_since = monotonic()
             self._ctx.poller.wake(self)
             # Ends by itself: a client that takes nothing, or too little, is cut, and that notifies.

@@ -24,6 +24,8 @@ SO_ATTACH_FILTER = 26  # linux/asm-generic; the socket module has no name for it
 _DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
+UNSENT_BYTES = 128 * 1024
+
 _FD_ADVICE = "it must be a listening stream socket that the parent process passed on"
 
 
@@ -122,12 +124,22 @@ def _open_tcp(
             # [::] is IPv6 alone, whatever the system's default, so that 0.0.0.0 can stand beside it.
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(sockaddr)
+        _tune(bound)
         bound.listen(backlog)
         bound.setblocking(False)
     except OSError:
         bound.close()
         raise
     return Listener(address, bound)
+
+
+def _tune(listening: socket.socket) -> None:
+    """Set what every connection is to have: it inherits from the socket that it is accepted from (tcp(7))."""
+    # A response leaves when it is sent, not when the client acknowledges the one before.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # The kernel takes no more than this beyond what the network takes: otherwise megabytes for each slow reader.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def _explain(address: str, port: int, error: OSError) -> str:
@@ -160,6 +172,8 @@ def _adopt(address: str, number: int, backlog: int) -> Listener:
     try:
         if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             inherited.listen(backlog)
+        if inherited.family != socket.AF_UNIX:
+            _tune(inherited)
         inherited.setblocking(False)
     except OSError as error:
         inherited.close()

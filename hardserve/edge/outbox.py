@@ -51,7 +51,7 @@ class Outbox:
 
     __slots__ = (
         "_budget", "_closed", "_file", "_file_bytes", "_file_end", "_file_failed", "_kernel_held", "_parts", "_storing",
-        "memory", "seen", "seen_at", "since", "stored", "taken",
+        "memory", "seen", "seen_at", "since", "stored", "taken", "taken_before_wait",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float, unacknowledged: int) -> None:
@@ -71,6 +71,7 @@ class Outbox:
         # What the I/O thread saw acknowledged when it last looked and there was more of it, and when that was.
         self.seen = 0
         self.seen_at = now
+        self.taken_before_wait = 0  # what was acknowledged when a worker began to wait
 
     def __repr__(self) -> str:
         return f"<Outbox memory={self.memory} stored={self.stored} taken={self.taken}>"
@@ -95,7 +96,7 @@ class Outbox:
         # A view, because a rest that shrinks by what the client reads would else be copied each time.
         self._parts.append(data)
         self.memory += len(data)
-        self._budget.add("", len(data), 0)
+        self._budget.keep_response(len(data))
 
     def report_when_sent(self, report: Report) -> None:
         self._parts.append(report)
@@ -208,11 +209,11 @@ class Outbox:
         self.memory -= memory
         self.stored -= stored
         self.taken += memory + stored
-        self._budget.add("", -memory, 0)
+        self._budget.keep_response(-memory)
 
     def close(self) -> list[tuple[Report, int]]:
         """Drop everything; return the reports that will never be due, each with how many of its bytes never left."""
-        self._budget.add("", -self.memory, 0)
+        self._budget.keep_response(-self.memory)
         self.memory = self.stored = 0
         self._closed = True
         if not self._storing:

@@ -119,6 +119,10 @@ class Workers(Generic[JobT]):
         """Return how many jobs no worker has taken yet. Any thread."""
         return len(self._ready) + self._held
 
+    def wanted(self) -> int:
+        """Return how many jobs have no worker that is free for them. Any thread."""
+        return len(self._ready) - sum(worker.job is None for worker in self.workers)
+
     def submit(self, job: JobT, client: str, now: float) -> bool:
         """Queue `job`; return False if the queue is full. I/O thread."""
         entry = Entry(job, client, now)
