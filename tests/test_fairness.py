@@ -58,7 +58,7 @@ def test_at_most_half_of_the_workers_wait_for_long_and_the_slowest_reader_is_cut
         with running.connect() as other:
             assert other.get("/").status == 200
         read_digest(reading, BLOCKS * len(BLOCK))
-        eventually(lambda: len(waited_for(running)) == 2)
+        eventually(lambda: 1 <= len(waited_for(running)) <= 2)
     assert any(
         "slowest_reader" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
     )
