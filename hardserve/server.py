@@ -100,6 +100,7 @@ class Server:
         self._readers: Readers
         self._app_ctx: AppContext
         self._stop_calls = 0
+        self._failed = False  # ends because it hung
 
     def __repr__(self) -> str:
         return f"<Server {' '.join(self.urls)} {self._workers!r}>"
@@ -186,7 +187,7 @@ class Server:
             self._loop.run(ctx)
         finally:
             self._end()
-        return 1 if self._stop_calls > 1 or not self.healthy else 0
+        return 1 if self._stop_calls > 1 or self._failed else 0
 
     @property
     def healthy(self) -> bool:
@@ -291,7 +292,9 @@ class Server:
         choice = self.settings.server.exit_when_stuck
         if unhealthy and (choice == "on" or (choice == "auto" and is_supervised(os.environ, os.getpid()))):
             logger.critical("stopping, to be started again (server.exit_when_stuck = %s)", choice)
-            self.stop()
+            self._failed = True
+            self._loop.drain(self.settings.server.drain)  # not `stop`: if somebody else did, that was not their second
+            self._loop.post(self._announce_drain)
 
     def _log_outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
         """Any thread."""

@@ -48,7 +48,7 @@ def test_whatever_is_drawn_is_read_alike(random: Random) -> None:
 
 @pytest.mark.parametrize("variant", ["four threads", "hardly enough of anything"])
 def test_clients_that_behave_at_random_get_what_they_asked_for_and_leave_nothing_behind(variant: str) -> None:
-    conversations = wire.run_round("3", variant, clients=40)
+    conversations = wire.run_round("8", variant, clients=36)
     assert sum(len(conversation.received) for conversation in conversations) > 10_000
     assert {conversation.conduct for conversation in conversations} == set(wire.CONDUCTS)
 
@@ -81,7 +81,7 @@ def test_a_fault_in_the_parser_is_noticed(where: Any, name: str, fault: Any, mon
 def test_a_refused_client_that_is_reset_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "_linger", lambda connection, now: connection.close())
     with pytest.raises(Violation, match="was cut"):
-        wire.run_round("3", "four threads", clients=20)
+        wire.run_round("8", "four threads", clients=12)
 
 
 def test_the_command_ends_with_0_when_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -915,21 +915,6 @@ def test_a_body_goes_to_a_file_when_responses_have_all_of_the_memory() -> None:
     request.close()
 
 
-def test_a_slow_reader_is_cut_when_memory_becomes_short_later() -> None:
-    """By the bodies of requests, say, which nobody but the budget knows of."""
-    rig = Rig(limits_buffered_memory="1MiB", limits_response_rate=0)
-    rig.arrives(GET)
-    rig.transport.room = 3
-    rig.finish(b"x" * 500_000)
-    rig.resumes()
-    turn(rig, 3)
-    rig.transport.room = 1000
-    rig.connection.on_writable(rig.now)  # it reads, but slowly
-    rig.ctx.budget.add("", 600_000, 0)
-    turn(rig, 20)
-    assert rig.connection.phase is CLOSED, "all others are refused a place, and nobody looks at who has it"
-
-
 def test_a_reader_that_has_nothing_in_memory_is_not_cut_for_it() -> None:
     rig = Rig(limits_buffered_memory="1MiB", limits_response_buffer="64KiB", limits_response_file="1MiB")
     rig.arrives(GET)

@@ -370,6 +370,9 @@ class Connection:
         if self.phase is BUSY:
             self.refuse(refusal, now)
             self.settle(now)
+        elif self.request is not None:  # its client did not wait either
+            self._ctx.log_cut(self, self.request, self._ended_by)
+            self._end_request()
 
     def expire(self, request: Request, now: float) -> bool:
         """Answer in the place of a worker that takes too long; return whether there was anything to answer.
@@ -380,6 +383,7 @@ class Connection:
             if self.phase is not BUSY or self.request is not request:
                 return False  # it was answered, or its client has gone
             begun = self.begun
+            request.expired = True
             self._forget_request()
             self.phase = LINGER
             self._ended_by = refusals.APP_DEADLINE_MIDWAY

@@ -131,6 +131,7 @@ class Request(HTTPRequestParser):
     body_since = 0.0  # when its body began to be awaited (monotonic seconds)
     app_since = math.inf  # since when the app owes a part of its answer; written by its worker
     interrupt: Callable[[], bool] | None = None  # raises an exception in the app, where that is wanted
+    expired = False  # it was answered in its worker's place, whose own outcome is not to be logged
     status = 0  # of a response in parts, and what was sent of it: for a log line when it is cut; written by its worker
     sent = 0
     proxy_netloc = ""  # the authority of an absolute-form target

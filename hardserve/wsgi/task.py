@@ -80,6 +80,7 @@ class Received(Protocol):
     max_body: int
     app_since: float
     interrupt: Callable[[], bool] | None
+    expired: bool
     status: int
     sent: int
 
@@ -248,7 +249,10 @@ class Task:
     def _write(self, data: bytes) -> None:
         """The `write` callable of PEP 3333."""
         if data:
-            with contextlib.nullcontext() if self._guard is None else self._guard.held_off():
+            with contextlib.ExitStack() as stack:
+                for each in (self._guard, self._interruptible):
+                    if each is not None:
+                        stack.enter_context(each.held_off())
                 self._send_block(data, None)
 
     def _send_block(self, block: bytes, blocks: Iterable[bytes] | None) -> None:
@@ -350,8 +354,10 @@ class Task:
         request = self._request
         request.sent = self._sent
         request.app_since = math.inf  # from here it is the client who may be late
-        self._channel.write(data)
-        request.app_since = monotonic()
+        try:
+            self._channel.write(data)
+        finally:
+            request.app_since = monotonic()
 
     def _finish(self, data: bytes) -> None:
         self._streaming = False
@@ -365,7 +371,8 @@ class Task:
         self._report(int(self._head.status[:3]), self._sent - unsent, reason)
 
     def _report(self, status: int, sent: int, reason: str) -> None:
-        self._ctx.outcome(self._channel, self._request, status, sent, reason)
+        if not self._request.expired:
+            self._ctx.outcome(self._channel, self._request, status, sent, reason)
 
     def _warn_of_excess(self, head: Head) -> None:
         if not self._truncated:

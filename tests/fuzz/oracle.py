@@ -147,7 +147,8 @@ def _judge_unfinished_head(data: bytes, limits: LimitSettings, reading: Reading)
         statuses |= _judge_field_so_far(last, whole, limits)
     if min(len(line.rstrip(b"\r")) for line in (lines[0], data.partition(b"\r\n")[0])) > limits.request_line:
         statuses.add(414)
-    if len(data.rstrip(b"\r\n")) > limits.header or len(lines) - 2 > limits.header_count:
+    # Three bytes of the empty line that ends it may be there.
+    if max(len(data.rstrip(b"\r\n")), len(data) - 3) > limits.header or len(lines) - 2 > limits.header_count:
         statuses.add(431)
     if statuses:
         reading.tail, reading.statuses = Tail.DOOMED, statuses
