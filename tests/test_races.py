@@ -931,6 +931,7 @@ def test_a_reader_that_has_nothing_in_memory_is_not_cut_for_it() -> None:
     rig.ctx.readers.add(rig.connection, rig.now)
     turn(rig, 3)
     assert rig.connection.phase is BUSY, "that gives nobody a byte"
+    rig.connection.close()
 
 
 # --- the app, from the worker's side ---

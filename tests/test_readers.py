@@ -12,25 +12,30 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hardserve import refusals
 from hardserve.edge.budget import Budget
 from hardserve.edge.deadlines import SLOT_S, Deadlines, Timer
-from hardserve.edge.readers import LOOK_S, PATIENCE_S, Readers
+from hardserve.edge.readers import FAST, JUDGED_S, LOOK_S, PATIENCE_S, Readers
 from hardserve.refusals import Cut
 
 START = 1000.0
 
 
 class Client:
-    """One with something unsent: `rate` is how fast it reads, None while nobody can tell."""
+    """One with something unsent: `rate` is how fast it reads."""
 
-    def __init__(self, rig: Rig, name: str, rate: float | None, *, waits: bool = True, memory: int = 0) -> None:
+    def __init__(self, rig: Rig, name: str, rate: float, *, waits: bool = True, memory: int = 0) -> None:
         self.rig = rig
         self.name = name
         self.rate = rate
+        self.unsent_since = rig.now
         self.waited_since = rig.now if waits else math.inf
-        self.memory = memory
-        rig.budget.add("", memory, 0)
+        self.unsent_memory = memory
+        rig.budget.keep_response(memory)
         rig.readers.add(self, rig.now)
 
-    def reading_rate(self, now: float) -> float | None:
+    def __repr__(self) -> str:
+        return f"<Client {self.name}>"
+
+    def reading_rate(self, since: float, now: float) -> float:
+        assert since in (self.unsent_since, self.waited_since)
         return self.rate
 
     def cut(self, why: Cut, now: float) -> None:
@@ -42,19 +47,20 @@ class Client:
     def leave(self) -> None:
         """Be done, in whatever way."""
         self.rig.readers.discard(self)
-        self.rig.budget.add("", -self.memory, 0)
-        self.memory = 0
-        self.waited_since = math.inf
+        self.rig.budget.keep_response(-self.unsent_memory)
+        self.unsent_memory = 0
+        self.waited_since = self.unsent_since = math.inf
 
 
 class Rig:
-    """Readers on a wheel of their own."""
+    """Readers on a wheel of their own; `wanted` is how many requests find no worker."""
 
-    def __init__(self, max_waiting: int = 2, memory: int = 1000) -> None:
+    def __init__(self, max_waiting: int = 2, memory: int = 1000, wanted: int = 0) -> None:
         self.now = START
         self.wheel = Deadlines()
         self.budget = Budget(memory, 0)
-        self.readers = Readers(max_waiting, self.budget, self.wheel)
+        self.wanted = wanted
+        self.readers = Readers(max_waiting, self.budget, lambda: self.wanted, self.wheel)
         self.cut: list[str] = []
 
     def passes(self, seconds: float) -> None:
@@ -73,19 +79,18 @@ class Rig:
 
 SOON = PATIENCE_S + LOOK_S + 2 * SLOT_S
 
-# How fast each client reads that a worker waits for, and who of them is cut.
+# --- workers ---
+
+# How fast each client reads that a worker waits for, and who of them is cut when nobody wants a worker.
 WAITING = {
     "as many as may": ({"a": 10, "b": 20}, []),
     "one too many: the slowest": ({"a": 30, "b": 10, "c": 20}, ["b"]),
     "three too many: the slowest three": ({"a": 30, "b": 10, "c": 20, "d": 5, "e": 40}, ["d", "b", "c"]),
-    "nothing was read by two of them": ({"a": 0, "b": 0, "c": 0.5}, ["a"]),
-    "too early to tell how fast they are": ({"a": None, "b": None, "c": None}, []),
-    "too early to tell of all but one": ({"a": None, "b": None, "c": 1e9}, ["c"]),
 }
 
 
 @pytest.mark.parametrize("case", WAITING)
-def test_who_is_cut_when_workers_wait(case: str) -> None:
+def test_who_is_cut_when_workers_wait_for_long(case: str) -> None:
     rates, cut = WAITING[case]
     rig = Rig(max_waiting=2)
     for name, rate in rates.items():
@@ -96,6 +101,41 @@ def test_who_is_cut_when_workers_wait(case: str) -> None:
     assert rig.cut == cut
     rig.passes(10)
     assert rig.cut == cut, "those who are left may take their time"
+
+
+# How fast each reads, since when (seconds), how many requests want a worker, and who is cut at once.
+WANTED = {
+    "nobody wants one": ({"a": (1, 5), "b": (1, 5), "c": (1, 5)}, 0, []),
+    "half of the workers only wait": ({"a": (1, 5), "b": (1, 5)}, 9, []),
+    "one is wanted: the slowest": ({"a": (3, 5), "b": (1, 5), "c": (2, 5)}, 1, ["b"]),
+    "as many as are wanted": ({"a": (3, 5), "b": (1, 5), "c": (2, 5), "d": (4, 5)}, 2, ["b", "c"]),
+    "never more than down to half": ({"a": (3, 5), "b": (1, 5), "c": (2, 5)}, 9, ["b"]),
+    "who has just begun goes last": ({"a": (0, 0), "b": (9, 5), "c": (10, 5)}, 1, ["b"]),
+    "of those the oldest": ({"a": (0, 0.001), "b": (0, 0.002), "c": (0, 0.003)}, 1, ["c"]),
+    "who reads fast is spared": ({"a": (FAST, 0.9), "b": (FAST, 0.9), "c": (FAST + 1, 0.9)}, 9, []),
+}
+
+
+@pytest.mark.parametrize("case", WANTED)
+def test_who_gives_way_to_a_request(case: str) -> None:
+    clients, wanted, cut = WANTED[case]
+    rig = Rig(max_waiting=2)
+    for name, (rate, ago) in sorted(clients.items(), key=lambda item: -item[1][1]):
+        rig.now = START - ago
+        Client(rig, name, rate)
+    rig.now = START
+    rig.wanted = wanted
+    rig.readers.make_way(START)
+    assert rig.cut == cut
+    assert all(ago < JUDGED_S or ago > PATIENCE_S or clients[name][0] >= FAST for name, (_, ago) in clients.items())
+
+
+def test_a_worker_that_begins_to_wait_while_requests_want_one_is_freed_at_once() -> None:
+    rig = Rig(max_waiting=1, wanted=1)
+    Client(rig, "a", 1)
+    rig.now += 1
+    Client(rig, "b", 1)
+    assert rig.cut == ["a"]
 
 
 def test_waits_for_a_moment_count_for_nothing() -> None:
@@ -110,7 +150,7 @@ def test_waits_for_a_moment_count_for_nothing() -> None:
 
 
 def test_a_client_for_whom_nobody_waits_is_left_alone() -> None:
-    rig = Rig(max_waiting=1)
+    rig = Rig(max_waiting=1, wanted=9)
     for number in range(10):
         Client(rig, str(number), 0.0, waits=False)
     assert not rig.looking, "and costs nothing"
@@ -151,31 +191,37 @@ def test_a_client_that_has_read_everything_is_not_cut() -> None:
 
 # --- memory ---
 
-# How much is kept for each client of a limit of 1,000, how fast it reads; how much others keep; who is cut.
+# How much is kept for each client of a limit of 1,000, how fast it reads, since when; who is cut when the last comes.
 SHORT = {
-    "it fits": ({"a": (500, 1), "b": (499, 2)}, 0, []),
-    "all of it is used: the slowest": ({"a": (500, 9), "b": (250, 1), "c": (250, 5)}, 0, ["b"]),
-    "the slowest is not enough": ({"a": (500, 9), "b": (50, 1), "c": (950, 5)}, 0, ["b", "c"]),
-    "others use it, too": ({"a": (100, 1), "b": (100, 2)}, 850, ["a"]),
-    "others use all of it": ({"a": (100, 1), "b": (100, 2)}, 1000, ["a", "b"]),
-    "too early to tell of one": ({"a": (1000, None), "b": (500, 2)}, 0, ["b"]),
+    "it fits": ({"a": (400, 1, 5), "b": (350, 2, 5)}, []),
+    "past three quarters: the slowest, down to half": ({"a": (300, 9, 5), "b": (300, 1, 5), "c": (200, 5, 5)}, ["b"]),
+    "the slowest is not enough": ({"a": (400, 9, 5), "b": (50, 1, 5), "c": (950, 5, 5)}, ["b", "c"]),
+    "who has just begun is spared": ({"a": (500, 9, 5), "b": (400, 1, 0)}, ["a"]),
+    "but not past the whole": ({"a": (500, 9, 0.001), "b": (600, 1, 0)}, ["b"]),
+    "who reads fast is spared": ({"a": (500, FAST, 5), "b": (600, FAST, 5)}, []),
+    "who has nothing in memory would free none": ({"a": (0, 0, 5), "b": (500, 9, 5), "c": (400, 10, 5)}, ["b"]),
+    "one alone, however large": ({"a": (5000, 1, 5)}, []),
+    "one alone beside a file": ({"a": (0, 0, 5), "b": (5000, 1, 5)}, []),
 }
 
 
 @pytest.mark.parametrize("case", SHORT)
 def test_who_is_cut_when_memory_is_short(case: str) -> None:
-    kept, others, cut = SHORT[case]
+    kept, cut = SHORT[case]
     rig = Rig(max_waiting=1)
-    rig.budget.add("", others, 0)
-    for name, (memory, rate) in kept.items():
-        Client(rig, name, rate, waits=False, memory=memory)
-    rig.passes(LOOK_S + 2 * SLOT_S)
+    for name, (memory, rate, ago) in sorted(kept.items(), key=lambda item: -item[1][2]):
+        rig.now = START - ago
+        client = Client(rig, name, rate, waits=False)
+        client.unsent_memory = memory
+        rig.budget.keep_response(memory)
+    rig.now = START
+    rig.readers.add(client, START)
     assert rig.cut == cut
 
 
 def test_memory_that_stays_short_is_looked_at_again() -> None:
     rig = Rig()
-    clients = [Client(rig, name, None, waits=False, memory=600) for name in "ab"]
+    clients = [Client(rig, name, FAST, waits=False, memory=450) for name in "ab"]
     rig.passes(5)
     assert rig.cut == []
     clients[1].rate = 7.0
@@ -193,8 +239,9 @@ class ReadersMachine(RuleBasedStateMachine):
         self.rig = Rig(max_waiting=2, memory=1000)
         self.clients: list[Client] = []
 
-    @rule(rate=st.none() | st.integers(0, 50), waits=st.booleans(), memory=st.integers(0, 400))
-    def comes(self, rate: int | None, waits: bool, memory: int) -> None:
+    @rule(rate=st.integers(0, 50), waits=st.booleans(), memory=st.integers(1, 400), wanted=st.integers(0, 3))
+    def comes(self, rate: int, waits: bool, memory: int, wanted: int) -> None:
+        self.rig.wanted = wanted
         self.clients.append(Client(self.rig, str(len(self.clients)), rate, waits=waits, memory=memory))
 
     @rule(data=st.data())
@@ -202,28 +249,16 @@ class ReadersMachine(RuleBasedStateMachine):
         if self.clients:
             data.draw(st.sampled_from(self.clients)).leave()
 
-    @rule(data=st.data(), rate=st.integers(0, 50))
-    def is_found_to_read(self, data: st.DataObject, rate: int) -> None:
-        if self.clients:
-            data.draw(st.sampled_from(self.clients)).rate = rate
-
     @rule()
     def time_passes(self) -> None:
-        known = [client for client in self.rig.readers._readers if isinstance(client, Client)]
-        before = {client: client.waited_since for client in known}
-        short_before = self.rig.budget.memory_short
+        waiting = sum(client.waited_since < math.inf for client in self.clients)
+        short = self.rig.budget.responses > self.rig.budget.response_limit
         cut_before = len(self.rig.cut)
         self.rig.passes(SOON)
-        left = self.rig.readers._readers
-        long = [
-            client for client in known if client in left and before[client] < math.inf and client.rate is not None
-        ]
-        assert len(long) <= 2, "too many have a worker wait"
-        if short_before:
-            assert not self.rig.budget.memory_short or all(
-                client.reading_rate(self.rig.now) is None for client in left
-            ), "memory stays short"
-        if not short_before and sum(since < math.inf for since in before.values()) <= 2:
+        left = [client for client in self.clients if client.unsent_since < math.inf]
+        assert sum(client.waited_since < math.inf for client in left) <= 2, "too many have a worker wait"
+        assert self.rig.budget.responses <= self.rig.budget.response_limit or len(left) == 1, "memory stays short"
+        if not short and waiting <= 2:
             assert len(self.rig.cut) == cut_before, "there was no need"
 
     @invariant()

@@ -476,6 +476,12 @@ class Connection:
         outbox = self.outbox
         return math.inf if outbox is None else outbox.since
 
+    @property
+    def unsent_memory(self) -> int:
+        """Bytes of a response that are kept in memory. I/O thread."""
+        outbox = self.outbox
+        return 0 if outbox is None else outbox.memory
+
     def reading_rate(self, since: float, now: float) -> float:
         """Return the bytes a second at which the client has taken its response.
 

@@ -46,6 +46,10 @@ class Reader(Protocol):
     def unsent_since(self) -> float:
         """Since when something has been unsent (monotonic seconds), `math.inf` if nothing is."""
 
+    @property
+    def unsent_memory(self) -> int:
+        """Bytes that are kept in memory for this client."""
+
     def reading_rate(self, since: float, now: float) -> float:
         """Return the bytes a second at which the client has read since `waited_since` or `unsent_since`."""
 
@@ -128,11 +132,14 @@ class Readers:
     def _free_memory(self, now: float) -> None:
         if not self._too_much:
             return
-        ranks = {reader: self._rank(reader, reader.unsent_since, now) for reader in self._readers}
+        ranks = {
+            reader: self._rank(reader, reader.unsent_since, now) for reader in self._readers if reader.unsent_memory
+        }
         for reader in sorted(ranks, key=ranks.__getitem__):
             fresh, rate, _ = ranks[reader]
             enough = self._budget.memory_limit if fresh else self._budget.memory_limit // 2
-            if self._budget.responses <= enough or len(self._readers) == 1:
+            if self._budget.responses <= enough or len(ranks) == 1:
                 break
             if fresh or rate < FAST:
+                del ranks[reader]
                 reader.cut(refusals.SLOWEST_READER, now)
