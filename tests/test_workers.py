@@ -153,12 +153,12 @@ def test_what_is_discarded_is_not_served() -> None:
 def is_empty(workers: Workers[int]) -> bool:
     """Whether nothing is counted any more."""
     with workers._lock:
-        return not (workers.in_pool or workers._held or workers._clients or workers._ready or workers.stuck)
+        return not (workers.in_pool or workers._held or workers._held_back or workers._ready or workers.stuck)
 
 
 def most_in_pool(workers: Workers[int]) -> int:
     with workers._lock:
-        return max((client.in_pool for client in workers._clients.values()), default=0)
+        return max((count for client, count in workers._in_pool.items() if client), default=0)
 
 
 def served_by_one(max_client: int, asked: list[tuple[str, int]]) -> list[int]:
@@ -196,7 +196,7 @@ def test_a_crowd_delays_nobody_else_by_more_than_its_share(threads: int, max_cli
     for job in range(500):
         workers.submit(job, "crowd", 0.0)
     workers.submit(500, "single", 0.0)
-    assert [entry.job for entry in workers._ready] == [*range(most), 500]
+    assert [job for job, _, _ in workers._ready] == [*range(most), 500]
     assert workers.waiting() == 501
 
 
@@ -263,7 +263,7 @@ def test_a_held_job_that_is_late_is_not_let_in_by_another_that_is() -> None:
     for job in range(3):
         workers.submit(job, "a", float(job))
     assert workers.expire(1.5) == [0, 1]
-    assert [entry.job for entry in workers._ready] == [2]
+    assert [job for job, _, _ in workers._ready] == [2]
 
 
 def test_nothing_is_late_at_its_very_moment() -> None:

@@ -23,19 +23,11 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from time import monotonic
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 logger = logging.getLogger("hardserve.wsgi")
 
 JobT = TypeVar("JobT")
-
-
-class Entry(NamedTuple, Generic[JobT]):
-    """A job in the queue. `client` is whom it counts for, "" for nobody; `since` when it came (monotonic seconds)."""
-
-    job: JobT
-    client: str
-    since: float
 
 
 class Worker(Generic[JobT]):
@@ -63,8 +55,8 @@ class Worker(Generic[JobT]):
             if entry is None:
                 return
             self.since = monotonic()
-            self.client = entry.client
-            self.job = entry.job
+            self.client = entry[1]
+            self.job = entry[0]
             del entry  # its request may hold a temporary file
             try:
                 pool.serve(self.job)
@@ -73,16 +65,6 @@ class Worker(Generic[JobT]):
                 logger.exception("worker failed")
             if pool.done(self):
                 return
-
-
-class _Client(Generic[JobT]):
-    """The jobs of one client: how many are in the pool, and those that are held back."""
-
-    __slots__ = ("held", "in_pool")
-
-    def __init__(self) -> None:
-        self.in_pool = 0
-        self.held: deque[Entry[JobT]] = deque()
 
 
 class Workers(Generic[JobT]):
@@ -96,12 +78,13 @@ class Workers(Generic[JobT]):
         self._max_client = max_client or max(1, count - 1)
         self._max_waiting = max_waiting
         self._tokens: SimpleQueue[None] = SimpleQueue()
-        self._ready: deque[Entry[JobT]] = deque()
+        # A job, whom it counts for ("" is nobody), and when it came. A tuple, because each request makes one.
+        self._ready: deque[tuple[JobT, str, float]] = deque()
         # The lock is for what follows, and never held over anything that waits for a job.
         self._lock = threading.Lock()
-        self.in_pool = 0  # jobs that wait for a thread or are with one, but for those of workers that were replaced
-        self._clients: dict[str, _Client[JobT]] = {}
-        self._held = 0
+        self._in_pool: dict[str, int] = {}  # jobs of each client, but for those of workers that were replaced
+        self._held_back: dict[str, deque[tuple[JobT, str, float]]] = {}
+        self._held = 0  # all of those
         self._stopping = False
         self._started = count
         self.workers = [Worker(self, number) for number in range(1, count + 1)]
@@ -119,26 +102,27 @@ class Workers(Generic[JobT]):
         """Return how many jobs no worker has taken yet. Any thread."""
         return len(self._ready) + self._held
 
+    @property
+    def in_pool(self) -> int:
+        """How many jobs wait for a thread or are with one, but for those of workers that were replaced. Any thread."""
+        return sum(self._in_pool.values())
+
     def wanted(self) -> int:
         """Return how many jobs have no worker that is free for them. Any thread."""
         return len(self._ready) - sum(worker.job is None for worker in self.workers)
 
     def submit(self, job: JobT, client: str, now: float) -> bool:
         """Queue `job`; return False if the queue is full. I/O thread."""
-        entry = Entry(job, client, now)
+        entry = (job, client, now)
         with self._lock:
             if len(self._ready) + self._held >= self._max_waiting:
                 return False
-            if client:
-                known = self._clients.get(client)
-                if known is None:
-                    known = self._clients[client] = _Client()
-                elif known.in_pool >= self._max_client:
-                    known.held.append(entry)
-                    self._held += 1
-                    return True
-                known.in_pool += 1
-            self.in_pool += 1
+            count = self._in_pool.get(client, 0)
+            if count >= self._max_client and client:
+                self._held_back.setdefault(client, deque()).append(entry)
+                self._held += 1
+                return True
+            self._in_pool[client] = count + 1
         self._ready.append(entry)
         self._tokens.put(None)
         return True
@@ -147,39 +131,42 @@ class Workers(Generic[JobT]):
         """Take out and return the jobs that came before `before` and that no worker has taken. I/O thread."""
         expired = []
         # Not from the front only: what was held back stands behind what came later.
-        for entry in [entry for entry in list(self._ready) if entry.since < before]:
+        for entry in [entry for entry in list(self._ready) if entry[2] < before]:
             with contextlib.suppress(ValueError):  # a worker was faster
                 self._ready.remove(entry)
                 expired.append(entry)
-        left = [entry.client for entry in expired]
+        left = [client for _, client, _ in expired]
         with self._lock:
             # First those that are held back: one of them that is late must not be let in.
-            if self._held:
-                for client in self._clients.values():
-                    while client.held and client.held[0].since < before:
-                        expired.append(client.held.popleft())
-                        self._held -= 1
+            for client, held in list(self._held_back.items()):
+                while held and held[0][2] < before:
+                    expired.append(held.popleft())
+                    self._held -= 1
+                if not held:
+                    del self._held_back[client]
             for each in left:
                 self._leave(each)
-        return [entry.job for entry in expired]
+        return [job for job, _, _ in expired]
 
     def _leave(self, client: str) -> None:
         """Count a job of `client` no more, and let its next one in. The caller holds the lock."""
-        if client:
-            known = self._clients[client]
-            if known.held:
-                self._ready.append(known.held.popleft())
-                self._held -= 1
-                self._tokens.put(None)
-                return
-            known.in_pool -= 1
-            if not known.in_pool:
-                del self._clients[client]
-        self.in_pool -= 1
+        if self._held and client in self._held_back:
+            held = self._held_back[client]
+            self._ready.append(held.popleft())
+            self._held -= 1
+            if not held:
+                del self._held_back[client]
+            self._tokens.put(None)
+            return
+        count = self._in_pool[client] - 1
+        if count:
+            self._in_pool[client] = count
+        else:
+            del self._in_pool[client]
 
     # --- worker threads ---
 
-    def take(self) -> Entry[JobT] | None:
+    def take(self) -> tuple[JobT, str, float] | None:
         """Wait for a job; None means that there will be no more. Worker thread."""
         while True:
             self._tokens.get()
@@ -231,8 +218,7 @@ class Workers(Generic[JobT]):
         with self._lock:
             dropped = self._held
             self._held = 0
-            for client in self._clients.values():
-                client.held.clear()
+            self._held_back.clear()
         while True:
             try:
                 self._ready.popleft()
