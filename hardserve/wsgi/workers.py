@@ -50,10 +50,8 @@ class Worker(Generic[JobT]):
 
     def _run(self) -> None:
         pool = self._pool
-        while True:
-            entry = pool.take()
-            if entry is None:
-                return
+        entry = pool.take()
+        while entry is not None:
             self.since = monotonic()
             self.client = entry[1]
             self.job = entry[0]
@@ -63,8 +61,7 @@ class Worker(Generic[JobT]):
             except BaseException:
                 # The task answers for the app; this is a bug of ours, and must not cost a worker.
                 logger.exception("worker failed")
-            if pool.done(self):
-                return
+            entry = pool.next(self)
 
 
 class Workers(Generic[JobT]):
@@ -145,24 +142,28 @@ class Workers(Generic[JobT]):
                 if not held:
                     del self._held_back[client]
             for each in left:
-                self._leave(each)
+                if self._leave(each):
+                    self._tokens.put(None)
         return [job for job, _, _ in expired]
 
-    def _leave(self, client: str) -> None:
-        """Count a job of `client` no more, and let its next one in. The caller holds the lock."""
+    def _leave(self, client: str) -> bool:
+        """Count a job of `client` no more, and let its next one in; return whether there was one.
+
+        The caller holds the lock, and sees to it that a worker looks for that one.
+        """
         if self._held and client in self._held_back:
             held = self._held_back[client]
             self._ready.append(held.popleft())
             self._held -= 1
             if not held:
                 del self._held_back[client]
-            self._tokens.put(None)
-            return
+            return True
         count = self._in_pool[client] - 1
         if count:
             self._in_pool[client] = count
         else:
             del self._in_pool[client]
+        return False
 
     # --- worker threads ---
 
@@ -176,15 +177,20 @@ class Workers(Generic[JobT]):
                 if self._stopping:
                     return None
 
-    def done(self, worker: Worker[JobT]) -> bool:
-        """Say that a worker's job has ended; return whether the worker was replaced and should end, too."""
+    def next(self, worker: Worker[JobT]) -> tuple[JobT, str, float] | None:
+        """Say that a worker's job has ended, and wait for its next one, as `take`. None, too, if it was replaced."""
         worker.job = None
         with self._lock:
             if worker.replaced:
                 self.stuck.remove(worker)
-                return True
-            self._leave(worker.client)
-        return False
+                return None
+            let_in = self._leave(worker.client)
+        if let_in:
+            # One came in without a token, so one is taken without. A token would wake a worker that sleeps, where this
+            # one is awake: with one busy client, that is a thread woken for each request, and a tenth of them lost.
+            with contextlib.suppress(IndexError):
+                return self._ready.popleft()
+        return self.take()
 
     # --- I/O thread ---
 
@@ -210,7 +216,8 @@ class Workers(Generic[JobT]):
             self.workers[self.workers.index(worker)] = other
             worker.replaced = True
             self.stuck.append(worker)
-            self._leave(worker.client)
+            if self._leave(worker.client):
+                self._tokens.put(None)
         return True
 
     def discard(self) -> int:
