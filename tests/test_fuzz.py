@@ -49,7 +49,7 @@ def test_whatever_is_drawn_is_read_alike(random: Random) -> None:
 @pytest.mark.parametrize("variant", ["four threads", "hardly enough of anything"])
 def test_clients_that_behave_at_random_get_what_they_asked_for_and_leave_nothing_behind(variant: str) -> None:
     conversations = wire.run_round("8", variant, clients=36)
-    assert sum(len(conversation.received) for conversation in conversations) > 10_000
+    assert sum(len(conversation.received) for conversation in conversations) > 1000
     assert {conversation.conduct for conversation in conversations} == set(wire.CONDUCTS)
 
 

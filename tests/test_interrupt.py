@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_the_exception_strikes_nowhere_but_inside_the_app() -> None:
             where = "before"
             try:
                 waits = Interruptible()
-                source = blocks(patient=not number % 20)
+                source = blocks(patient=not number % 200)
                 hunter.prey = waits
                 where = "call"
                 try:
@@ -148,7 +149,7 @@ def test_the_exception_strikes_nowhere_but_inside_the_app() -> None:
             except AbandonedError:
                 strayed.append(where)
     assert strayed == []
-    assert struck >= 1000
+    assert struck >= 100
     assert passed > 1000
     innocent()
 
@@ -217,27 +218,25 @@ def test_nothing_strikes_in_what_the_app_calls_back_into() -> None:
     strayed: list[str] = []
     struck = passed = 0
     with switching_often(), hunting() as hunter:
-        until = time.monotonic() + PATIENCE_S
-        while min(struck, passed) <= 100 and time.monotonic() < until:
+        for number in range(5_000):
             where = ""
 
-            def app(waits: Interruptible) -> None:
+            def app(waits: Interruptible, until: float) -> None:
                 nonlocal where
-                with waits.held_off():
-                    where = "ours"
-                    innocent()
-                    where = ""
-                innocent()
-                with waits.held_off():
-                    where = "ours"
-                    innocent()
-                    where = ""
+                for _ in range(3):
+                    with waits.held_off():
+                        where = "ours"
+                        innocent()
+                        where = ""
+                while time.monotonic() < until:
+                    pass
 
             waits = Interruptible()
-            if struck <= passed:
+            if number % 2:
                 hunter.prey = waits
             try:
-                waits.call(lambda: app(waits))  # noqa: B023  # called before the next turn
+                patience_s = PATIENCE_S if number % 100 == 1 else 0.0
+                waits.call(partial(app, waits, time.monotonic() + patience_s))
                 passed += 1
             except AbandonedError:
                 struck += 1
@@ -245,10 +244,11 @@ def test_nothing_strikes_in_what_the_app_calls_back_into() -> None:
             innocent()
             hunter.prey = None
             assert not waits._inside
-            assert not waits._lock.locked() or waits._lock.acquire(timeout=PATIENCE_S)
+            assert waits._lock.acquire(timeout=PATIENCE_S)
+            waits._lock.release()
     assert strayed == []
-    assert struck > 100
-    assert passed > 100
+    assert struck >= 50
+    assert passed >= 2500
     innocent()
 
 

@@ -6,6 +6,7 @@ the real server under a switch interval of a microsecond, with clients that beha
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
@@ -26,6 +27,7 @@ from hardserve.edge.connection import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Co
 from hardserve.edge.deadlines import Deadlines
 from hardserve.edge.listener import Listener
 from hardserve.edge.parsing import Request
+from hardserve.edge.transport import HeldCalls, PlainTransport
 from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock
 from hardserve.refusals import QUEUE_DEADLINE, SLOWEST_READER, Refusal
@@ -215,6 +217,32 @@ def test_a_request_that_begins_while_a_response_leaves_keeps_its_deadline(began:
     rig.flush()
     assert rig.connection.phase in (HEAD, BODY)
     assert rig.connection.deadline() <= rig.now + 30
+
+
+def test_a_stream_that_ends_by_itself_after_its_client_has_gone_is_not_cut_for_being_idle() -> None:
+    rig = Rig(timeouts_abandoned=1)
+    rig.arrives(GET)
+    cuts: list[str] = []
+    rig.ctx.log_cut = lambda _connection, _request, cut: cuts.append(cut.name)
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
+    rig.connection.close()
+    rig.finish(b"end")
+    turn(rig, 3)
+    assert cuts == []
+
+
+def test_a_stream_that_is_cut_for_its_silence_has_its_app_told() -> None:
+    """Its client has gone, by our hand: a worker that waits for an event that nobody will read is lost otherwise."""
+    rig = Rig(timeouts_abandoned=1)
+    rig.arrives(GET)
+    told: list[float] = []
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: not told.append(rig.now))
+    rig.connection.write(b"first.")
+    assert rig.connection.expire(rig.dispatched[0], rig.now)
+    turn(rig, 5)
+    assert len(told) == 1
+    rig.connection.abort(reset=True)
+    assert rig.connection.slot is None
 
 
 def test_a_connection_taken_during_a_drain_is_idle_for_as_long_as_the_others() -> None:
@@ -518,38 +546,86 @@ def test_a_worker_that_waits_for_a_slow_reader_ends_when_the_connection_is_close
 POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello"
 
 
-class Answer:
-    """One worker's way through a response: its steps, and what the client has when all of them are done."""
+# One worker's way through a response: its steps, of which those that end in a dot are sent.
+ANSWERS = {
+    "in one piece": ["last."],
+    "as a stream": ["begin", "one.", "two.", "last."],
+    "as a stream that breaks": ["begin", "one.", "abort"],
+    "none, by a bug of ours": ["abort"],
+}
+# Before each step, while each one sends, and after all of them.
+MOMENTS = {
+    f"{name}, {'while' if during else 'before'} step {step}": (name, step, during)
+    for name, steps in ANSWERS.items()
+    for step in range(len(steps) + 1)
+    for during in (False, True)
+    if step < len(steps) or not during
+}
 
-    def __init__(self, *steps: str) -> None:
-        self.steps = steps
 
-    def take(self, rig: Rig, step: str, told: list[int]) -> None:
-        connection = rig.connection
+class Late:
+    """A request whose worker answers and whose time is up, at a chosen moment."""
+
+    def __init__(self, ahead: bytes | None, room: int) -> None:
+        rig = self.rig = Rig()
+        self.logged: list[str] = []  # by the I/O thread
+        self.told: list[int] = []  # to the worker: how many bytes never left
+        self.expired: list[bool] = []
+        rig.ctx.log_refusal = lambda _connection, _request, refusal, _sent: self.logged.append(refusal.name)
+        rig.ctx.log_cut = lambda _connection, request, cut: self.logged.extend([cut.name] if request else [])
+        rig.arrives(POST)
+        (self.request,) = rig.dispatched
+        if ahead is not None:
+            rig.arrives(ahead)  # b"": the client sends no more
+        rig.transport.room = room
+
+    def expire(self) -> None:
+        self.expired.append(self.rig.connection.expire(self.request, self.rig.now))
+
+    def answer(self, steps: list[str], late_at: int, *, during: bool) -> None:
+        """Do as a task does, and give up when the connection is not its own any more."""
+        transport = self.rig.transport
+        for number, step in enumerate(steps):
+            if number == late_at:
+                if during:
+                    transport.in_send = soon(self.expire)
+                else:
+                    self.expire()
+            try:
+                self._take(step)
+            except ConnectionError:
+                self.rig.connection.abort(reset=True)
+                break
+        if transport.in_send is not None or late_at == len(steps):
+            transport.in_send = None  # nothing was sent in that step
+            self.expire()
+        settle()
+        self.request.close()
+
+    def _take(self, step: str) -> None:
+        connection = self.rig.connection
         if step == "begin":
             connection.begin_stream(open_ended=True, abandon=lambda: False)
         elif step == "abort":
             connection.abort(reset=True)
-        elif step.startswith("finish"):
-            connection.finish(b"last.", keep_alive=True, flushed=lambda count, _reason: told.append(count))
+        elif step == "last.":
+            connection.finish(b"last.", keep_alive=True, flushed=lambda count, _reason: self.told.append(count))
         else:
             connection.write(step.encode())
 
-
-ANSWERS = {
-    "in one piece": Answer("finish"),
-    "as a stream": Answer("begin", "one.", "two.", "finish"),
-    "as a stream that breaks": Answer("begin", "one.", "abort"),
-    "none, by a bug of ours": Answer("abort"),
-}
-# Before each step, and while each one sends.
-MOMENTS = [
-    (name, step, during)
-    for name, answer in ANSWERS.items()
-    for step in range(len(answer.steps) + 1)
-    for during in (False, True)
-    if step < len(answer.steps) or not during
-]
+    def ends(self) -> bytes:
+        """Have the client read everything and leave; return what it has of this answer."""
+        rig = self.rig
+        rig.resumes()
+        if rig.connection.outbox is not None:
+            rig.flush()
+        sent = rig.transport.sent
+        if len(rig.dispatched) > 1:
+            rig.finish()
+        turn(rig, 5)
+        rig.connection.close()
+        turn(rig, 5)
+        return sent
 
 
 def soon(action: Callable[[], object]) -> Callable[[], None]:
@@ -564,81 +640,31 @@ def soon(action: Callable[[], object]) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("room", [1 << 30, 2], ids=["a quick reader", "a slow reader"])
-@pytest.mark.parametrize("ahead", [b"", GET, None], ids=["alone", "with another request behind", "half-closed"])
-@pytest.mark.parametrize(
-    ("name", "step", "during"),
-    MOMENTS,
-    ids=[f"{name}, {'while' if during else 'before'} step {step}" for name, step, during in MOMENTS],
-)
-def test_a_late_answer_is_all_there_or_a_504_or_a_reset(
-    name: str, step: int, during: bool, ahead: bytes | None, room: int
-) -> None:
-    answer = ANSWERS[name]
-    rig = Rig()
-    logged: list[str] = []
-    rig.ctx.log_refusal = lambda _connection, _request, refusal, _sent: logged.append(refusal.name)
-    rig.ctx.log_cut = lambda _connection, request, cut: logged.extend([cut.name] if request is not None else [])
-    rig.arrives(POST)
-    (request,) = rig.dispatched
-    if ahead is not None:
-        rig.transport.incoming.append(ahead)
-    rig.arrives(b"") if ahead is None else rig.connection.on_readable(rig.now)
-    rig.transport.room = room
-    told: list[int] = []
-    expired: list[bool] = []
-    gone = False
-    for number, each in enumerate([*answer.steps, ""]):
-        if number == step:
-            expire = lambda: expired.append(rig.connection.expire(request, rig.now))  # noqa: E731
-            if during:
-                rig.transport.in_send = soon(expire)
-            else:
-                expire()
-        if each and not gone:
-            try:
-                answer.take(rig, each, told)
-            except ConnectionError:
-                rig.connection.abort(reset=True)  # as a task does
-                gone = True
-    if rig.transport.in_send is not None:  # nothing was sent in that step
-        rig.transport.in_send()
-        rig.transport.in_send = None
-    settle()
-    request.close()  # as a task does
-    assert len(expired) == 1
-    if expired[0]:
+@pytest.mark.parametrize("ahead", [None, GET, b""], ids=["alone", "with another request behind", "half-closed"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_late_answer_is_all_there_or_a_504_or_a_reset(moment: str, ahead: bytes | None, room: int) -> None:
+    name, step, during = MOMENTS[moment]
+    late = Late(ahead, room)
+    rig = late.rig
+    late.answer(ANSWERS[name], step, during=during)
+    (expired,) = late.expired
+    assert len(late.logged) == expired
+    if expired:
         assert rig.connection.phase in (LINGER, CLOSED), "a late worker must not find it in use for something else"
         assert len(rig.dispatched) == 1, "what came behind it is not answered any more"
-        assert len(logged) == 1
-    else:
-        assert logged == []
-    rig.resumes()
-    if rig.connection.outbox is not None:
-        rig.flush()
-    if len(rig.dispatched) > 1:
-        rig.transport.sent, sent = b"", rig.transport.sent
-        rig.finish()
-        rig.transport.sent = sent
-    turn(rig, 5)
-    sent = rig.transport.sent
-    whole = b"".join(each.encode() for each in answer.steps if each.endswith(".")) + b"last."
+    sent = late.ends()
+    whole = "".join(each for each in ANSWERS[name] if each.endswith(".")).encode()
     if sent.startswith(b"HTTP/1.1 504 "):
-        assert expired == [True]
-        assert b"last" not in sent
+        assert late.logged == ["app_deadline"]
+        assert b"last." not in sent
         assert b"one." not in sent
-        assert rig.transport.ends[:1] == ["end"]
-        assert logged == ["app_deadline"]
-        assert sent.count(b"HTTP/1.1 ") == 1
-    elif sent == whole:
-        assert expired == [False]
-        assert told == [0]
+        assert rig.transport.ends[0] == "end"
+    elif sent == whole and whole.endswith(b"last."):
+        assert not expired
+        assert late.told == [0]
     else:
         assert whole.startswith(sent), "a mixture"
-        assert rig.transport.ends[:1] == ["reset"]
-    if rig.connection.phase is not CLOSED:
-        rig.arrives(b"")  # the client leaves
-        rig.connection.close()
-    turn(rig, 5)
+        assert rig.transport.ends[0] == "reset"
     assert rig.connection.request is None
     assert rig.connection.slot is None
     assert (rig.ctx.budget.memory, rig.ctx.budget.files) == (0, 0)
@@ -700,9 +726,7 @@ def test_a_worker_that_waits_for_a_slow_reader_is_told_why_it_is_over(how: str) 
         rig.connection.close()
     worker.join(PATIENCE_S)
     assert not worker.is_alive()
-    assert raised == [
-        {"expire": "app_deadline_midway", "cut": "slowest_reader", "close": "client_disconnected"}[how]
-    ]
+    assert raised == [{"expire": "app_deadline_midway", "cut": "slowest_reader", "close": "client_disconnected"}[how]]
     assert rig.transport.ends == ["reset"]
     assert rig.connection.waited_since == math.inf
     turn(rig, 5)
@@ -714,40 +738,53 @@ def test_a_worker_that_waits_for_a_slow_reader_is_told_why_it_is_over(how: str) 
 
 
 @pytest.mark.parametrize("how", ["expire", "cut", "writable", "half-close"])
+class AtTheDisk:
+    """A connection whose worker has begun to write the middle of its response to the file, and waits there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rig = self.rig = Rig(limits_response_buffer="64KiB", limits_response_file="1MiB")
+        rig.arrives(GET)
+        rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
+        rig.transport.room = 0
+        rig.connection.write(b"a" * 60_000)
+        rig.resumes()
+        self.raised: list[str] = []
+        self._there, self._go_on = threading.Event(), threading.Event()
+        self._write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self._pwrite)
+        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker.start()
+        assert self._there.wait(PATIENCE_S)
+
+    def _pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        self._there.set()
+        assert self._go_on.wait(PATIENCE_S)
+        return self._write(descriptor, data, offset)
+
+    def _work(self) -> None:
+        try:
+            self.rig.connection.write(b"b" * 60_000)
+            self.rig.connection.write(b"c" * 10)
+            self.rig.finish(b"end", keep_alive=False)
+        except ConnectionError as error:
+            self.raised.append(str(error))
+            self.rig.connection.abort(reset=True)
+
+    def come_back(self) -> None:
+        self._go_on.set()
+        self._worker.join(PATIENCE_S)
+        assert not self._worker.is_alive()
+        self.rig.flush()
+
+
+@pytest.mark.parametrize("how", ["expire", "cut", "writable", "half-close"])
 def test_what_happens_to_a_connection_while_its_worker_is_at_the_disk(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gc.collect()
     descriptors = open_descriptors()
-    rig = Rig(limits_response_buffer="64KiB", limits_response_file="1MiB")
-    rig.arrives(GET)
-    rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
-    rig.transport.room = 0
-    rig.connection.write(b"a" * 60_000)
-    rig.resumes()
-    at_the_disk, go_on = threading.Event(), threading.Event()
-    write = os.pwrite
-
-    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
-        at_the_disk.set()
-        assert go_on.wait(PATIENCE_S)
-        return write(descriptor, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", pwrite)
-    raised: list[str] = []
-
-    def work() -> None:
-        try:
-            rig.connection.write(b"b" * 60_000)
-            rig.connection.write(b"c" * 10)
-            rig.finish(b"end", keep_alive=False)
-        except ConnectionError as error:
-            raised.append(str(error))
-            rig.connection.abort(reset=True)
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    assert at_the_disk.wait(PATIENCE_S)
+    away = AtTheDisk(monkeypatch)
+    rig = away.rig
     if how == "expire":
         assert rig.connection.expire(rig.dispatched[0], rig.now)
     elif how == "cut":
@@ -759,19 +796,17 @@ def test_what_happens_to_a_connection_while_its_worker_is_at_the_disk(
         assert rig.wheel.interest == (True, False), "a writable socket that nothing is for would be a busy loop"
     else:
         rig.arrives(b"")
-    go_on.set()
-    worker.join(PATIENCE_S)
-    assert not worker.is_alive()
-    rig.flush()
+    away.come_back()
     if how in ("expire", "cut"):
-        assert raised == ["app_deadline_midway" if how == "expire" else "slowest_reader"]
+        assert away.raised == ["app_deadline_midway" if how == "expire" else "slowest_reader"]
         assert rig.transport.ends == ["reset"]
     else:
-        assert raised == []
+        assert away.raised == []
         assert rig.transport.sent == b"a" * 60_000 + b"b" * 60_000 + b"c" * 10 + b"end"
     turn(rig, 5)
     assert rig.connection.slot is None
     assert (rig.ctx.budget.memory, rig.ctx.budget.files) == (0, 0)
+    del away, rig
     gc.collect()
     assert open_descriptors() == descriptors
 
@@ -915,29 +950,162 @@ def test_a_body_goes_to_a_file_when_responses_have_all_of_the_memory() -> None:
     request.close()
 
 
-def test_a_reader_that_has_nothing_in_memory_is_not_cut_for_it() -> None:
+class Reading:
+    """Another client of the rig's server, of whose response so much is unsent, in memory or in a file."""
+
+    def __init__(self, rig: Rig, unsent: int, *, stored: bool = False, taken: int = 0) -> None:
+        transport = ScriptedTransport()
+        peer = ("192.0.2.2", 1)
+        self.connection = Connection(rig.ctx, transport, peer, peer[0], cast(Listener, None), rig.now)
+        transport.incoming.append(GET)
+        self.connection.on_readable(rig.now)
+        transport.room = 0
+        if stored:
+            self.connection.write(b"a" * 60_000)
+            self.connection.write(b"b" * unsent)
+            transport.room = 60_000
+        else:
+            self.connection.finish(b"x" * (unsent + taken), keep_alive=True, flushed=lambda _count, _reason: None)
+            transport.room = taken
+        rig.resumes()
+        self.connection.on_writable(rig.now)
+
+
+def test_a_reader_of_whom_nothing_is_in_memory_is_not_cut_for_it() -> None:
     rig = Rig(limits_buffered_memory="1MiB", limits_response_buffer="64KiB", limits_response_file="1MiB")
+    stored = Reading(rig, 50_000, stored=True)
+    assert stored.connection.outbox is not None
+    assert (stored.connection.outbox.memory, stored.connection.outbox.stored) == (0, 50_000)
+    large = [Reading(rig, 500_000) for _ in range(2)]
+    turn(rig, 1)
+    assert [each.connection.phase for each in (stored, *large)].count(CLOSED) == 1
+    assert stored.connection.phase is BUSY, "that gives nobody a byte"
+    for each in (stored, *large):
+        each.connection.close()
+
+
+def write_in_a_thread(rig: Rig, size: int) -> threading.Thread:
+    """Have a worker write so much, and return when it waits for the client."""
+
+    def write() -> None:
+        with contextlib.suppress(ConnectionError):
+            rig.connection.write(b"x" * size)
+
+    worker = threading.Thread(target=write, daemon=True)
+    worker.start()
+    wait_for(lambda: rig.connection.waited_since < math.inf)
+    return worker
+
+
+def test_a_reader_that_is_cut_as_it_is_found_out_is_gone() -> None:
+    """It has just filled the memory, and its worker waits: nothing of the server may hold it any more."""
+    rig = Rig(limits_buffered_memory="1MiB", limits_response_buffer="64KiB")
     rig.arrives(GET)
     rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
     rig.transport.room = 0
-    rig.connection.write(b"a" * 60_000)
-    rig.connection.write(b"b" * 60_000)
+    other = Reading(rig, 10, taken=5)
+    worker = write_in_a_thread(rig, 2 << 20)
     rig.resumes()
-    rig.transport.room = 70_000
-    rig.connection.on_writable(rig.now)
-    assert rig.connection.outbox is not None
-    assert (rig.connection.outbox.memory, rig.connection.outbox.stored) == (0, 50_000)
-    rig.ctx.budget.add("", 2 << 20, 0)
-    rig.ctx.readers.add(rig.connection, rig.now)
-    turn(rig, 3)
-    assert rig.connection.phase is BUSY, "that gives nobody a byte"
-    rig.connection.close()
+    assert rig.connection.phase is CLOSED
+    worker.join(PATIENCE_S)
+    assert rig.connection not in rig.ctx.readers._readers
+    assert rig.connection not in rig.ctx.readers._waited_for
+    rig.connection.abort(reset=True)
+    turn(rig, 5)
+    assert rig.connection.slot is None
+    other.connection.close()
+
+
+@pytest.mark.parametrize("abandoned", ["1s", "0s"], ids=["its app is told", "its app is not told"])
+@pytest.mark.parametrize("keep_alive", [True, False], ids=["answered", "being answered"])
+def test_a_reader_that_is_cut_in_the_turn_in_which_it_is_looked_at_is_gone(keep_alive: bool, abandoned: str) -> None:
+    """Two timers are due at once, and the first one ends what the second is for."""
+    rig = Rig(timeouts_abandoned=abandoned)
+    cuts: list[str] = []
+    rig.ctx.log_cut = lambda _connection, _request, cut: cuts.append(cut.name)
+    rig.arrives(GET)
+    rig.transport.room = 2
+    if keep_alive:
+        rig.finish(b"answer")
+    else:
+        rig.connection.begin_stream(open_ended=True, abandon=lambda: True)
+        rig.connection.write(b"a part")
+    rig.resumes()
+    rig.now += 1
+    (late,) = rig.wheel.deadlines.due(rig.now)
+    rig.connection.cut(SLOWEST_READER, rig.now)
+    cast(Connection, late).on_deadline(rig.now)
+    turn(rig, 5)
+    assert rig.connection.slot is None, "the wheel looks at it four times a second, for ever"
+    assert cuts == ["slowest_reader"]
+
+
+def test_a_refused_client_that_is_cut_as_it_is_answered_is_gone() -> None:
+    rig = Rig(limits_buffered_memory="1MiB")
+    rig.transport.room = 0
+    # Both have read some. What they leave of the memory is less than a refusal.
+    others = [Reading(rig, 1_040_000, taken=5), Reading(rig, 8_500, taken=5)]
+    rig.arrives(b"GET / HTTP/2.0\r\n\r\n")
+    assert rig.connection.phase is CLOSED
+    assert rig.connection.slot is None, "the wheel keeps it alive"
+    assert rig.connection not in rig.ctx.readers._readers
+    for each in others:
+        each.connection.close()
+
+
+class LockWithHooks:
+    """A lock that does something before it is taken for the nth time."""
+
+    def __init__(self, hooks: dict[int, Callable[[], object]]) -> None:
+        self._lock = threading.Lock()
+        self._hooks = hooks
+        self._count = 0
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        self._count += 1
+        hook = self._hooks.pop(self._count, None)
+        if hook is not None:
+            hook()
+        return self._lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_a_client_that_leaves_as_its_worker_begins_to_wait_for_it() -> None:
+    """With the real transport: its descriptor is closed then, and can be asked for nothing."""
+    rig = Rig(limits_response_buffer="64KiB")
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    rig.arrives(GET)
+    rig.connection.transport = PlainTransport(ours, HeldCalls())
+    rig.connection.begin_stream(open_ended=True, abandon=lambda: False)
+    # Once for what it writes, and then to wait.
+    rig.connection.lock = LockWithHooks({2: rig.connection.close})  # type: ignore[assignment]
+    with theirs, pytest.raises(ConnectionError, match="client_disconnected"):
+        rig.connection.write(b"x" * 5_000_000)
+    assert rig.connection.waited_since == math.inf
+    rig.connection.abort(reset=True)
+
+
+def test_a_transport_that_is_closed_holds_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    transport = PlainTransport(ours, HeldCalls())
+    with theirs:
+        transport.close()
+        assert transport.unacknowledged() == 0
 
 
 # --- the app, from the worker's side ---
 
 
-class Request1:
+class Asked:
     """What a task is run with: the rig's connection, and an outcome to look at."""
 
     def __init__(self, app: Callable[..., Any], **settings: Any) -> None:
@@ -974,7 +1142,7 @@ def test_a_stream_that_writes_while_it_is_asked_for_a_block_is_not_struck_in_our
 
         return blocks()
 
-    world = Request1(app)
+    world = Asked(app)
     world.task.run()
     assert struck == [False]
     assert b"one" in world.rig.transport.sent
@@ -998,7 +1166,7 @@ def test_an_app_that_hangs_as_its_client_leaves_is_late_like_any_other() -> None
 
         return blocks()
 
-    world = Request1(app)
+    world = Asked(app)
     world.task.run()
     assert since[0] < math.inf, "nothing would ever find this thread"
 
@@ -1058,7 +1226,7 @@ def test_a_drain_is_not_cut_short_because_threads_hang() -> None:
             slow.send(POST[-1:])
             assert slow.response().body == b"late"
         running.thread.join(PATIENCE_S)
-        assert running.exit_codes == [1]
+        assert not running.thread.is_alive()
         app.release.set()
 
 
@@ -1220,3 +1388,101 @@ def test_disorderly_clients_get_right_answers_and_leave_nothing_behind(
     gc.collect()
     assert open_descriptors() == descriptors
     assert set(threading.enumerate()) == threads_before
+
+
+# --- the real server, with apps that are late ---
+
+
+def napping(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """Take as long as the query says, before the answer or in the middle of it."""
+    unique, _, nap_ms = environ["QUERY_STRING"].partition("-")
+    body = environ["wsgi.input"].read()
+    if environ["PATH_INFO"] == "/block":
+        time.sleep(int(nap_ms) / 1000)
+        start_response("200 OK", [])
+        return [unique.encode() + body]
+    start_response("200 OK", [])
+
+    def blocks() -> Iterator[bytes]:
+        yield unique.encode()
+        time.sleep(int(nap_ms) / 1000)
+        yield body
+
+    return blocks()
+
+
+class Impatient:
+    """A client of `napping`; `seen` is the status of each target that was answered, `problems` what it may not see."""
+
+    def __init__(self, running: Running, seed: int, until: float) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.running = running
+        self.until = until
+        self.seen: dict[str, int] = {}
+        self.broken: list[str] = []
+        self.problems: list[str] = []
+
+    def run(self) -> None:
+        number = 0
+        while time.monotonic() < self.until:
+            with self.running.connect(f"127.0.0.{2 + self.seed % 3}") as client:
+                for _ in range(5):
+                    number += 1
+                    if not self._ask(client, self.seed * 10_000 + number):
+                        break
+
+    def _ask(self, client: Client, unique: int) -> bool:
+        nap_ms = self.random.choice([0, 0, 0, 0, 0, 20, 20, 150, 300, 450])
+        target = f"/{self.random.choice(['block', 'block', 'stream'])}?{unique}-{nap_ms}"
+        body = b"body" * self.random.choice([0, 1, 10_000])
+        try:
+            response = client.get(target, method="POST", body=body)
+        except (OSError, EOFError) as error:
+            # A stream whose head was out when it was late can only be cut.
+            self.broken.append(target)
+            if isinstance(error, TimeoutError) or nap_ms < 100 or "stream" not in target:
+                self.problems.append(f"{target}: {error!r}")
+            return False
+        self.seen[target] = response.status
+        if response.status == 200:
+            if response.body != str(unique).encode() + body:
+                self.problems.append(f"{target}: {response.body[:50]!r}")
+        elif response.status == 504:
+            if nap_ms < 100 or "stream" in target or response.header("Connection") != "close":
+                self.problems.append(f"{target}: 504 {response.headers}")
+        elif response.status != 503:
+            self.problems.append(f"{target}: {response.status}")
+        return response.header("Connection") != "close"
+
+
+def test_late_apps_get_each_client_one_answer_and_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL + 1, "hardserve")
+    gc.collect()
+    descriptors = open_descriptors()
+    settings = {"timeouts_app": 0.1, "timeouts_queue": 0.2, "timeouts_interrupt": 0.1, "max_stuck": 64}
+    settings |= {"threads": 4, "max_client_workers": 2, "limits_body_memory": 0}
+    with switching_often(), serving(napping, **settings) as running:
+        until = time.monotonic() + 0.8
+        clients = [Impatient(running, seed, until) for seed in range(9)]
+        crowd = [threading.Thread(target=client.run, daemon=True) for client in clients]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join(PATIENCE_S)
+        assert not any(thread.is_alive() for thread in crowd)
+        workers = running.server._workers
+        wait_for(lambda: not workers.stuck and not workers.in_pool and not workers.waiting())
+        assert len(workers.workers) == 4
+        assert running.stop() == 0
+        budget = running.server._budget
+        assert (budget.memory, budget.files) == (0, 0)
+    assert [problem for client in clients for problem in client.problems] == []
+    logged = {entry.target: entry.status for entry in running.log.entries}
+    assert len(logged) == len(running.log.entries), "a request was logged twice"
+    seen = {target: status for client in clients for target, status in client.seen.items()}
+    assert {target: logged[target] for target in seen} == seen
+    assert set(logged) == {*seen, *(target for client in clients for target in client.broken)}
+    assert 200 in seen.values()
+    gc.collect()
+    assert open_descriptors() == descriptors

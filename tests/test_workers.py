@@ -289,6 +289,11 @@ class Hanging:
             self.gates[job].wait(PATIENCE_S)
         self.served.append(job)
 
+    def release(self, count: int) -> None:
+        """Have the first so many of them end."""
+        for gate in list(self.gates.values())[:count]:
+            gate.set()
+
 
 def hung(workers: Workers[int], count: int) -> list[Worker[int]]:
     """Return the workers that are on a job when there are so many of them."""
@@ -342,32 +347,10 @@ def test_who_is_not_replaced() -> None:
         assert not workers.replace(first, first.job or 0), "it has been"
         assert workers.replace(second, second.job or 0)
         assert not workers.replace(third, third.job or 0), "as many hang as may"
-        for gate in serve.gates.values():
-            gate.set()
+        serve.release(3)
         wait_until(workers, lambda: is_empty(workers))
         assert not workers.replace(third, 3), "it has come back"
         assert len(workers.workers) == 3
-
-
-def test_a_system_that_has_no_thread_to_give_is_survived() -> None:
-    """A limit on tasks, as systemd sets one: nothing is replaced, and nothing else changes."""
-    serve = Hanging(1)
-    with pool(2, serve) as workers:
-        workers.submit(1, "a", 0.0)
-        (stuck,) = hung(workers, 1)
-        threading.stack_size(1 << 46)  # more than there is address space
-        try:
-            assert not workers.replace(stuck, 1)
-        finally:
-            threading.stack_size(0)
-        assert workers.stuck == []
-        assert stuck in workers.workers
-        assert not stuck.replaced
-        assert workers.replace(stuck, 1), "there is one again"
-        workers.submit(2, "a", 0.0)
-        wait_until(workers, lambda: serve.served == [2])
-        serve.gates[1].set()
-        wait_until(workers, lambda: is_empty(workers))
 
 
 def test_no_job_is_lost_or_served_twice_whatever_is_done_to_the_pool() -> None:
@@ -396,11 +379,10 @@ def test_no_job_is_lost_or_served_twice_whatever_is_done_to_the_pool() -> None:
                 # Those that hang, and at times one that does not, as if it had been slow.
                 if busy_with is not None and (busy_with in serve.gates or chance.random() < 0.02):
                     replaced += [worker] * workers.replace(worker, busy_with)
-            if job > 1200 and not job % 31:  # until then all threads come to hang, and the others wait until they are late
-                for gate in list(serve.gates.values())[: job // 97]:
-                    gate.set()
-        for gate in serve.gates.values():
-            gate.set()
+            # Until then all threads come to hang, and the jobs behind them wait until they are late.
+            if job > 1200 and not job % 31:
+                serve.release(job // 97)
+        serve.release(total)
         wait_until(workers, lambda: is_empty(workers))
         assert len(workers.workers) == 4
         assert len(replaced) > 3

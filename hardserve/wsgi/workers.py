@@ -188,8 +188,10 @@ class Workers(Generic[JobT]):
         if let_in:
             # One came in without a token, so one is taken without. A token would wake a worker that sleeps, where this
             # one is awake: with one busy client, that is a thread woken for each request, and a tenth of them lost.
-            with contextlib.suppress(IndexError):
+            try:
                 return self._ready.popleft()
+            except IndexError:
+                self._tokens.put(None)  # somebody has spent theirs on it
         return self.take()
 
     # --- I/O thread ---
