@@ -163,7 +163,8 @@ class Server:
             self._date,
             self._pages,
             self._log_outcome,
-            multithread=settings.server.threads > 1,
+            # A thread that hangs is replaced, and may come back beside its replacement.
+            multithread=settings.server.threads > 1 or settings.timeouts.app > 0,
             interrupts=settings.timeouts.interrupt > 0,
         )
         ctx = EdgeContext(

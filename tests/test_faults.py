@@ -36,6 +36,8 @@ REPOSITORY = Path(__file__).parent.parent
 PATIENCE_S = 20.0
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 HOUR_S = 3600
+# What a machine that is busy with something else may add to a deadline.
+BUSY_MACHINE_S = 0.3
 
 APP = """
 import os, sys, threading, time
@@ -318,7 +320,10 @@ def test_an_app_that_takes_every_descriptor_and_gives_them_back(start: Start) ->
         threading.Event().wait(0.5)  # nothing to wait for: what is measured is what it does when nothing can be done
         assert process.cpu_s() - before < 0.25
         assert hog.response().body == b"hello", "who is in is answered"
-        assert {ask(client) for client in newcomers} <= {200, 503}, "who does not wait is told"
+        # Each is served, told, or has itself made room while it had not asked yet.
+        answers = [ask(client) for client in newcomers]
+        assert set(answers) <= {200, 503, 0}
+        assert 503 in answers
     assert process.get() == b"hello"
     assert process.upload(50_000) == 200
     assert process.stop() == 0
@@ -480,9 +485,9 @@ def test_the_clock_is_set_back_an_hour_and_forward_again(start: Start, tmp_path:
         idle_since = time.monotonic()
         for client in (head, body):
             assert client.response().status == 408
-            assert 0.6 < time.monotonic() - began < 1.4, "a deadline keeps its length"
+            assert 0.6 < time.monotonic() - began < 1.2 + BUSY_MACHINE_S, "a deadline keeps its length"
         assert idle.receive_all() == b""
-        assert 0.9 < time.monotonic() - idle_since < 1.7
+        assert 0.9 < time.monotonic() - idle_since < 1.5 + BUSY_MACHINE_S
         process.get("/release")
         assert busy.response().body == b"hello"
     assert process.stop() == 0
@@ -509,7 +514,7 @@ def test_threads_that_hang_for_ever(start: Start) -> None:
                 else:
                     stream.send(b"GET /ticks?8 HTTP/1.1\r\nHost: test\r\n\r\n")
                 assert client.response().status == 504
-                assert 0.3 <= time.monotonic() - began < 0.8
+                assert 0.3 <= time.monotonic() - began < 0.8 + BUSY_MACHINE_S
                 assert client.receive_all() == b""
         process.await_said("unhealthy")
         assert stream.response().body == b"tick" * 8, "what is in progress is answered before it ends"

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,7 +25,7 @@ LATE_S = SLOT_S + 0.25
 class Clock:
     """Says how long the block took."""
 
-    def __enter__(self) -> Clock:
+    def __enter__(self) -> Self:
         self.started = time.monotonic()
         return self
 

@@ -382,15 +382,20 @@ class Connection:
         with self.lock:
             if self.phase is not BUSY or self.request is not request:
                 return False  # it was answered, or its client has gone
-            begun = self.begun
+            begun, abandon = self.begun, self.abandon
             request.expired = True
             self._forget_request()
+            if begun:
+                self.abandon = abandon  # nobody reads on: what it waits for, it waits for in vain
             self.phase = LINGER
             self._ended_by = refusals.APP_DEADLINE_MIDWAY
         self.ahead = b""
         if begun:
             self._ctx.log_cut(self, request, refusals.APP_DEADLINE_MIDWAY)
             self.close(reset=True, why=refusals.APP_DEADLINE_MIDWAY)
+            self.read_deadline = math.inf
+            if self.abandon is not None:
+                self._begin_abandoning(now)
         else:
             self._answer(request, refusals.APP_DEADLINE, now, close=True)
         return True
@@ -415,9 +420,10 @@ class Connection:
             return False
         if self.outbox is not None:
             self._await_writable(now)
-        return True
+        return self.phase is not CLOSED
 
     def _await_writable(self, now: float) -> None:
+        """Have the rest sent when the socket takes it; it may be cut at once, if memory is short."""
         self.write_deadline = now + min(FIRST_LOOK_S, self._ctx.settings.timeouts.response)
         self._update_interest(write=True)
         self._ctx.poller.watch(self, now)
@@ -514,7 +520,7 @@ class Connection:
                 self._await_writable(now)
             elif self._writing and not sendable:
                 self._update_interest(write=False)  # the worker is still writing to the file, and will wake this
-            if self.waited_since < math.inf:
+            if self.waited_since < math.inf and self.phase is not CLOSED:
                 self._ctx.readers.add(self, now)
             return
         if self._writing:
@@ -562,9 +568,17 @@ class Connection:
 
     def on_deadline(self, now: float) -> None:
         """End what has run out of time. I/O thread."""
-        if self.deadline() > now:
-            self._ctx.poller.watch(self, now)  # a worker has just moved it
+        if self.phase is CLOSED:
+            # Cut in this turn by something else that was due; or its app is to be told, and may have come back itself.
+            if (abandon := self.abandon) is not None and self.read_deadline <= now:
+                self._abandon(abandon, now)
             return
+        if self.deadline() <= now:
+            self._end_for_time(now)
+        if self.phase is not CLOSED:
+            self._ctx.poller.watch(self, now)  # it has been given more time, by this or by a worker
+
+    def _end_for_time(self, now: float) -> None:
         outbox = self.outbox
         if outbox is not None:
             self._look_at_reader(outbox, now)
@@ -579,8 +593,6 @@ class Connection:
             self.cut(refusals.LINGER_DEADLINE, now)
         elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late
             self.cut(refusals.KEEP_ALIVE_DEADLINE if self._served else refusals.FIRST_BYTE_DEADLINE, now)
-        if self.phase is not CLOSED:
-            self._ctx.poller.watch(self, now)
 
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""
@@ -694,9 +706,12 @@ class Connection:
             else:
                 outbox.put(rest)
         if store:
-            stretch = outbox.store(rest)
-            with self.lock:
-                outbox.end_storing(rest, stretch)
+            stretch = None
+            try:
+                stretch = outbox.store(rest)
+            finally:
+                with self.lock:
+                    outbox.end_storing(rest, stretch)
         if outbox.memory > limits.response_buffer:
             self._wait_until_drained(outbox)
         else:
@@ -709,6 +724,7 @@ class Connection:
     def _wait_until_drained(self, outbox: Outbox) -> None:
         limit = self._ctx.settings.limits.response_buffer // 2
         with self.lock:
+            self._check_mine()
             self._drained = threading.Condition(self.lock)
             outbox.taken_before_wait = outbox.acknowledged(self.transport.unacknowledged())
             self.waited_since = monotonic()

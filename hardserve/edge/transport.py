@@ -119,7 +119,7 @@ class PlainTransport:
     def unacknowledged(self) -> int:
         try:
             return struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
-        except OSError:
+        except (OSError, ValueError):  # the latter for a socket that is closed
             return 0
 
     def shutdown_write(self) -> None:
