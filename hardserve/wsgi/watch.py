@@ -22,7 +22,7 @@ logger = logging.getLogger("hardserve.wsgi")
 
 JobT = TypeVar("JobT")
 
-LOOK_S = 0.25
+LOOK_S = 0.1  # at the latest in the next slot of the wheel, and with this, in each
 
 
 @contextlib.contextmanager
