@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hardserve import __version__
 from hardserve.edge.budget import Budget
@@ -59,14 +59,13 @@ LAST_WORDS_S = 2.0
 CLIENT_CLOSED_REQUEST = 499
 
 
-class Job(NamedTuple):
-    """A complete request, and where its answer goes."""
+Job = tuple[Connection, Request]  # a complete request, and where its answer goes
 
-    connection: Connection
-    request: Request
 
-    def __repr__(self) -> str:
-        return f"{self.request!r} of {self.connection.peer[0]}"
+def describe(job: Job) -> str:
+    """Name the request and its client, for the log. Any thread."""
+    connection, request = job
+    return f"{request!r} of {connection.peer[0]}"
 
 
 class Server:
@@ -240,7 +239,7 @@ class Server:
         for ident, frame in sys._current_frames().items():  # noqa: SLF001  # the documented way, despite its name
             worker = jobs.get(ident)
             job = None if worker is None else worker.job
-            doing = f", {now - worker.since:.1f} s on {job!r}" if worker and job else ""
+            doing = f", {now - worker.since:.1f} s on {describe(job)}" if worker and job else ""
             lines.append(f"thread {names.get(ident, ident)}{doing}")
             lines += [line.rstrip() for line in traceback.format_stack(frame)]
         return "\n".join(lines)
@@ -249,21 +248,23 @@ class Server:
 
     def _dispatch(self, connection: Connection, request: Request, now: float) -> Refusal | None:
         """I/O thread."""
-        if not self._workers.submit(Job(connection, request), connection.client, now):
+        if not self._workers.submit((connection, request), connection.client, now):
             return QUEUE_FULL
-        self._readers.make_way(now)
+        if self._readers.waited_for:
+            self._readers.make_way(now)
         if not self._watch_timer.is_set:
             self._watch_timer.set(now + LOOK_S, now, self._loop)
         return None
 
     def _answer(self, job: Job) -> None:
         """Worker thread."""
-        job.request.app_since = time.monotonic()
+        connection, request = job
+        request.app_since = time.monotonic()
         try:
-            Task(self._app_ctx, *job).run()
+            Task(self._app_ctx, connection, request).run()
         except BaseException:
             # A bug of ours. Nobody else would end the connection: it has no deadline while it is with a worker.
-            job.connection.abort(reset=True)
+            connection.abort(reset=True)
             raise
 
     # --- deadlines of the pool, and what follows from them (I/O thread) ---
@@ -271,9 +272,10 @@ class Server:
     def _make_watch(self) -> Watch[Job]:
         timeouts = self.settings.timeouts
         ctx = PoolContext[Job](
-            app_since=lambda job: job.request.app_since,
-            expired=lambda job, now: job.connection.refuse_waiting(QUEUE_DEADLINE, now),
-            late=lambda job, now: job.connection.expire(job.request, now),
+            describe=describe,
+            app_since=lambda job: job[1].app_since,
+            expired=lambda job, now: job[0].refuse_waiting(QUEUE_DEADLINE, now),
+            late=lambda job, now: job[0].expire(job[1], now),
             interrupt=self._interrupt,
             unhealthy=self._on_health,
         )
@@ -285,9 +287,9 @@ class Server:
             self._watch_timer.set(again, now, self._loop)
 
     def _interrupt(self, job: Job) -> None:
-        interrupt = job.request.interrupt
+        interrupt = job[1].interrupt
         if interrupt is not None and interrupt():
-            logger.warning("an exception was raised in the app: %r", job)
+            logger.warning("an exception was raised in the app: %s", describe(job))
 
     def _on_health(self, unhealthy: bool) -> None:
         choice = self.settings.server.exit_when_stuck

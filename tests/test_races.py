@@ -1009,7 +1009,7 @@ def test_a_reader_that_is_cut_as_it_is_found_out_is_gone() -> None:
     assert rig.connection.phase is CLOSED
     worker.join(PATIENCE_S)
     assert rig.connection not in rig.ctx.readers._readers
-    assert rig.connection not in rig.ctx.readers._waited_for
+    assert rig.connection not in rig.ctx.readers.waited_for
     rig.connection.abort(reset=True)
     turn(rig, 5)
     assert rig.connection.slot is None

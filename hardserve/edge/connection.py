@@ -261,10 +261,9 @@ class Connection:
         had_head = request.headers_finished
         consumed = request.feed(data)
         self.ahead = data[consumed:] if consumed < len(data) else b""
-        if request.refusal is None:
-            request.refusal = self._judge(request, had_head=had_head)
-        if request.refusal is not None:
-            self.refuse(request.refusal, now)
+        refusal = request.refusal or self._judge(request, had_head)
+        if refusal is not None:
+            self.refuse(refusal, now)
         elif request.completed:
             self._dispatch(request, now)
         elif request.headers_finished:
@@ -276,7 +275,7 @@ class Connection:
         elif self.phase is not HEAD and request.head:
             self._await(HEAD, now + self._ctx.settings.timeouts.header, now)
 
-    def _judge(self, request: Request, *, had_head: bool) -> Refusal | None:
+    def _judge(self, request: Request, had_head: bool) -> Refusal | None:
         if request.headers_finished and not had_head:
             if not request.request_id:
                 request.request_id = new_request_id()

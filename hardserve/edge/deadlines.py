@@ -32,24 +32,22 @@ class Timed(Protocol):
 class Timer:
     """Calls `action(now)` once each time it is set, no later than a slot after the moment it was set to."""
 
-    __slots__ = ("_action", "_at", "slot")
+    __slots__ = ("_action", "_at", "is_set", "slot")
 
     def __init__(self, action: Callable[[float], None]) -> None:
         self._action = action
         self._at = math.inf
+        self.is_set = False
         self.slot: int | None = None
 
     def __repr__(self) -> str:
         return f"<Timer at={self._at}>"
 
-    @property
-    def is_set(self) -> bool:
-        return self._at < math.inf
-
     def set(self, at: float, now: float, deadlines: Watcher) -> None:
         """Have it called at `at`, or earlier if it was set to that. `deadlines` has it filed."""
         if at < self._at:
             self._at = at
+            self.is_set = True
             deadlines.watch(self, now)
 
     def deadline(self) -> float:
@@ -58,6 +56,7 @@ class Timer:
     def on_deadline(self, now: float) -> None:
         if self._at <= now:
             self._at = math.inf
+            self.is_set = False
             self._action(now)
 
 

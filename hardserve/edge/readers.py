@@ -68,35 +68,35 @@ class Readers:
         self._wanted = wanted
         self._deadlines = deadlines
         self._readers: set[Reader] = set()
-        self._waited_for: set[Reader] = set()  # and some for whom nobody waits any more
+        self.waited_for: set[Reader] = set()  # by workers; some of them not any more
         self._timer = Timer(self._look)
 
     def __repr__(self) -> str:
-        return f"<Readers {len(self._readers)}, {len(self._waited_for)} waited for, looking={self._timer.is_set}>"
+        return f"<Readers {len(self._readers)}, {len(self.waited_for)} waited for, looking={self._timer.is_set}>"
 
     def add(self, reader: Reader, now: float) -> None:
         """Know of a client with something unsent. Called again when a worker has begun to wait for it."""
         self._readers.add(reader)
         self._free_memory(now)
         if reader.waited_since < math.inf and reader in self._readers:
-            self._waited_for.add(reader)
+            self.waited_for.add(reader)
             self.make_way(now)
-        if (self._waited_for or self._too_much) and not self._timer.is_set:
+        if (self.waited_for or self._too_much) and not self._timer.is_set:
             self._timer.set(now + LOOK_S, now, self._deadlines)
 
     def discard(self, reader: Reader) -> None:
         self._readers.discard(reader)
-        self._waited_for.discard(reader)
+        self.waited_for.discard(reader)
 
     def make_way(self, now: float) -> None:
         """Free a worker for each request that finds none, but only of those that wait beyond their half."""
-        if len(self._waited_for) <= self._max_waiting:
+        if len(self.waited_for) <= self._max_waiting:
             return
         excess = self._excess()
         if excess > 0:
             excess = min(excess, self._wanted())
         if excess > 0:
-            ranks = {reader: self._rank(reader, reader.waited_since, now) for reader in self._waited_for}
+            ranks = {reader: self._rank(reader, reader.waited_since, now) for reader in self.waited_for}
             for reader in sorted(ranks, key=ranks.__getitem__)[:excess]:
                 fresh, rate, _ = ranks[reader]
                 if fresh or rate < FAST:
@@ -108,21 +108,21 @@ class Readers:
         return now - since < JUDGED_S, reader.reading_rate(since, now), since
 
     def _excess(self) -> int:
-        self._waited_for = {reader for reader in self._waited_for if reader.waited_since < math.inf}
-        return len(self._waited_for) - self._max_waiting
+        self.waited_for = {reader for reader in self.waited_for if reader.waited_since < math.inf}
+        return len(self.waited_for) - self._max_waiting
 
     def _look(self, now: float) -> None:
         """Cut those beyond the half who have kept a worker for too long, and look again while any worker waits."""
         self._excess()
         long = {
             reader: reader.reading_rate(reader.waited_since, now)
-            for reader in self._waited_for
+            for reader in self.waited_for
             if now - reader.waited_since > PATIENCE_S
         }
         for reader in sorted(long, key=long.__getitem__)[: max(0, len(long) - self._max_waiting)]:
             reader.cut(refusals.SLOWEST_READER, now)
         self._free_memory(now)
-        if self._waited_for or self._too_much:
+        if self.waited_for or self._too_much:
             self._timer.set(now + LOOK_S, now, self._deadlines)
 
     @property

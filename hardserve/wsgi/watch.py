@@ -49,6 +49,7 @@ class PoolContext(Generic[JobT]):
     late: Callable[[JobT, float], object]
     interrupt: Callable[[JobT], None]
     unhealthy: Callable[[bool], None]
+    describe: Callable[[JobT], str] = repr  # for the log
 
 
 class Watch(Generic[JobT]):
@@ -82,11 +83,11 @@ class Watch(Generic[JobT]):
             if worker.job is not late:
                 del self._late[worker]
                 self._interrupted.discard(worker)
-                logger.warning("%s has come back: %r", worker.thread.name, late)
+                logger.warning("%s has come back: %s", worker.thread.name, self._ctx.describe(late))
                 continue
             if self._workers.replace(worker, late):
                 # When it was found there were too many of them, or the system had no thread to give.
-                logger.warning("%s is replaced now: %r", worker.thread.name, late)
+                logger.warning("%s is replaced now: %s", worker.thread.name, self._ctx.describe(late))
             if worker not in self._interrupted and now - self._ctx.app_since(late) >= self._app_s + self._interrupt_s:
                 self._interrupted.add(worker)
                 with _contained(late):
@@ -103,10 +104,10 @@ class Watch(Generic[JobT]):
         stack = "".join(traceback.format_stack(frame)).rstrip() if frame is not None else "  (it has just ended)"
         replaced = self._workers.replace(worker, job)
         logger.error(
-            "the app has not come back for %.1f s (timeouts.app is %g s) from %r; %s, which is %s, is at\n%s",
+            "the app has not come back for %.1f s (timeouts.app is %g s) from %s; %s, which is %s, is at\n%s",
             late_s,
             self._app_s,
-            job,
+            self._ctx.describe(job),
             worker.thread.name,
             "replaced" if replaced else "not replaced",
             stack,

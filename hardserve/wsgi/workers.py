@@ -75,6 +75,7 @@ class Workers(Generic[JobT]):
         self._max_client = max_client or max(1, count - 1)
         self._max_waiting = max_waiting
         self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._add_token = self._tokens.put
         # A job, whom it counts for ("" is nobody), and when it came. A tuple, because each request makes one.
         self._ready: deque[tuple[JobT, str, float]] = deque()
         # The lock is for what follows, and never held over anything that waits for a job.
@@ -121,7 +122,7 @@ class Workers(Generic[JobT]):
                 return True
             self._in_pool[client] = count + 1
         self._ready.append(entry)
-        self._tokens.put(None)
+        self._add_token(None)
         return True
 
     def expire(self, before: float) -> list[JobT]:
