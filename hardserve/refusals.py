@@ -64,6 +64,9 @@ BODY_TOO_LARGE = Refusal("body_too_large", 413, "The request body is too large."
 # --- deadlines ---
 HEADER_DEADLINE = Refusal("header_deadline", 408, "The request head took too long to arrive.", True, "RFC 9110 15.5.9")
 BODY_DEADLINE = Refusal("body_deadline", 408, "The request body took too long to arrive.", True, "RFC 9110 15.5.9")
+BODY_TOTAL_DEADLINE = Refusal(
+    "body_total_deadline", 408, "The request body took too long to arrive.", True, "RFC 9110 15.5.9"
+)
 BODY_TOO_SLOW = Refusal("body_too_slow", 408, "The request body arrived too slowly.", True, "RFC 9110 15.5.9")
 QUEUE_DEADLINE = Refusal(
     "queue_deadline", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
@@ -126,6 +129,8 @@ class Cut:
 
 FIRST_BYTE_DEADLINE = Cut("first_byte_deadline")
 KEEP_ALIVE_DEADLINE = Cut("keep_alive_deadline", logging.DEBUG)  # how every quiet connection ends
+CONNECTION_WORN = Cut("connection_worn", logging.DEBUG)  # its age or its requests; after the answer that is due
+DRAINED = Cut("drained", logging.DEBUG)  # idle when the server was told to stop
 MADE_ROOM = Cut("made_room", logging.WARNING)  # idle when limits.connections was reached
 LINGER_DEADLINE = Cut("linger_deadline", logging.DEBUG)
 RESPONSE_DEADLINE = Cut("response_deadline")

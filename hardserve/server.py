@@ -233,7 +233,7 @@ class Server:
         self._loop.post(lambda now: logger.warning("%s", self._describe_threads(now)))
 
     def _describe_threads(self, now: float) -> str:
-        lines = [f"{self._loop!r}, {self._workers!r}"]
+        lines = [f"{self._loop!r}, {self._workers!r}, {'healthy' if self.healthy else 'unhealthy'}"]
         jobs = {worker.thread.ident: worker for worker in (*self._workers.workers, *self._workers.stuck)}
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         for ident, frame in sys._current_frames().items():  # noqa: SLF001  # the documented way, despite its name

@@ -147,7 +147,7 @@ class ServerSettings:
     max_stuck: int = setting(
         0,
         Int(0, 256),
-        "Threads that may hang past timeouts.app and be replaced; past it: unhealthy. 0 = server.threads.",
+        "Threads that hang past timeouts.app, each replaced, at which it is unhealthy. 0 = server.threads.",
     )
     exit_when_stuck: str = setting(
         "auto",
@@ -190,7 +190,10 @@ class TimeoutSettings:
         HOUR, Duration(1.0, 7 * DAY), "Age at which a connection is closed, after the answer that is then due."
     )
     linger: float = setting(
-        2.0, Duration(0.0, 60.0), "How long a refused client may go on sending while it reads its answer."
+        2.0, Duration(0.0, 60.0), "Between two reads of what a refused client still sends while it reads its answer."
+    )
+    linger_total: float = setting(
+        30.0, Duration(0.0, HOUR), "For all that a refused client still sends; then it is cut."
     )
     abandoned: float = setting(
         1.0,
@@ -247,6 +250,9 @@ class LimitSettings:
         2 * GIB,
         Size(0, 1024 * TIB),
         "Of all requests and responses together kept in temporary files; past it new bodies get 503.",
+    )
+    linger: int = setting(
+        64 * MIB, Size(0, TIB), "Of what a refused client still sends, taken so that it can read its answer."
     )
     pipeline: int = setting(
         64 * KIB,

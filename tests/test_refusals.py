@@ -44,6 +44,10 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
     refusals.BODY_TOO_LARGE: ({"limits_body": 1000}, HEAD + b"Content-Length: 1001\r\n\r\ncanary5ec2e7"),
     refusals.HEADER_DEADLINE: ({"timeouts_header": "0.1s"}, HEAD),
     refusals.BODY_DEADLINE: ({"timeouts_body": "0.1s"}, HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7"),
+    refusals.BODY_TOTAL_DEADLINE: (
+        {"timeouts_body_total": "0.1s"},
+        HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7",
+    ),
     refusals.BODY_TOO_SLOW: (
         {"limits_body_rate": "1KiB", "timeouts_rate_grace": "0.1s"},
         HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7",

@@ -43,7 +43,7 @@ ENDED = {
     "no first byte": ({"timeouts_first_byte": "0.3s"}, b"", "first_byte_deadline", 0),
     "half a head": ({"timeouts_header": "0.3s"}, GET[:20], "header_deadline", 408),
     "half a body": ({"timeouts_body": "0.3s"}, POST + b"x", "body_deadline", 408),
-    "a body that takes too long in all": ({"timeouts_body_total": "0.3s"}, POST + b"x", "body_deadline", 408),
+    "a body that takes too long in all": ({"timeouts_body_total": "0.3s"}, POST + b"x", "body_total_deadline", 408),
     "a body that comes too slowly": (
         {"timeouts_rate_grace": "0.2s", "limits_body_rate": 1000},
         POST + b"x" * 100,
@@ -87,7 +87,7 @@ def drip(client: Client, data: bytes, pause_s: float) -> None:
     ("settings", "reason"),
     [
         ({"limits_body_rate": 1000, "timeouts_rate_grace": "0.2s"}, "body_too_slow"),
-        ({"timeouts_body_total": "0.5s"}, "body_deadline"),
+        ({"timeouts_body_total": "0.5s"}, "body_total_deadline"),
     ],
     ids=["the rate", "the ceiling"],
 )
@@ -309,3 +309,28 @@ def test_a_slow_reader_is_cut_by_the_rate_and_the_log_says_so(caplog: pytest.Log
         client.receive_until(b"\r\n\r\n")
         assert running.log.wait_for(1)[0].refusal == "response_too_slow"
     assert len(summaries(caplog, "response_too_slow")) == 1
+
+
+def test_a_reader_that_stops_is_cut_in_time_also_after_some_progress() -> None:
+    def app(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [BLOCK * 400]
+
+    with serving(app, timeouts_response="1s") as running, running.connect() as client:
+        client.send(GET)
+        for _ in range(6):
+            client.receive_exactly(1_000_000)
+            threading.Event().wait(0.1)
+        with Clock() as clock:
+            assert running.log.wait_for(1)[0].refusal == "response_deadline"
+        assert 0.8 < clock.took < 1.0 + 2 * LATE_S
+
+
+def test_a_refused_client_may_send_on_for_a_while_and_not_for_ever() -> None:
+    settings: dict[str, Any] = {"limits_body": 10, "timeouts_linger": "0.5s", "timeouts_linger_total": "1s"}
+    with serving(echo, **settings) as running, running.connect() as client:
+        client.send(POST)
+        assert client.response().status == 413
+        with Clock() as clock:
+            drip(client, b"x" * 60, 0.05)
+        assert 0.9 < clock.took < 1.0 + 2 * LATE_S, "it was never idle for half a second"

@@ -67,15 +67,13 @@ READ_BYTES = 65536
 # Small chunks take longer to take apart than anything else a client can send, ten milliseconds for the size above. In
 # parts, so that a dozen such clients do not hold up the others.
 CHUNKED_READ_BYTES = 8192
-# What a refused client may still send while it reads its answer, before it is cut off.
-LINGER_BYTES = 64 << 20
 # How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
 # to close, where closing at once would lose a request that is already on its way.
 DRAIN_IDLE_S = 1.0
 # Requests of one connection that are refused in one turn, so that a pipeline of them does not hold up the others.
 REFUSALS_PER_TURN = 16
-# When a slow reader is looked at first: by then it has acknowledged what was under way when it stopped.
-FIRST_LOOK_S = 0.5
+# How often a slow reader is looked at: at the latest in the next slot of the wheel, and with this, in each.
+LOOK_S = 0.1
 
 
 class Phase(Enum):
@@ -135,8 +133,8 @@ class Connection:
 
     __slots__ = (
         "_aborted", "_ahead_counted", "_ctx", "_drained", "_ended_by", "_reading", "_served", "_writing", "abandon",
-        "ahead", "begun", "client", "eof", "lingered", "listener", "lock", "open_ended", "opened", "outbox", "peer",
-        "phase", "read_deadline", "request", "slot", "transport", "waited_since", "write_deadline",
+        "ahead", "begun", "client", "eof", "linger_until", "lingered", "listener", "lock", "open_ended", "opened", "outbox",
+        "peer", "phase", "read_deadline", "request", "slot", "transport", "waited_since", "write_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -162,7 +160,8 @@ class Connection:
         self.ahead = b""  # arrived, not parsed yet
         self._ahead_counted = 0
         self.read_deadline = now + min(ctx.settings.timeouts.first_byte, ctx.idle_s())
-        self.lingered = 0
+        self.lingered = 0  # bytes
+        self.linger_until = math.inf
         # For one response.
         self.write_deadline = math.inf
         self.outbox: Outbox | None = None  # each response's last bytes are followed by its report
@@ -209,8 +208,10 @@ class Connection:
             self.settle(now)
         elif self.phase is LINGER:
             self.lingered += len(data)
-            if self.lingered > LINGER_BYTES:
-                self.close()
+            if self.lingered > self._ctx.settings.limits.linger:
+                self.cut(refusals.LINGER_DEADLINE, now)
+            elif self.read_deadline < math.inf:  # else its answer has not left yet
+                self.read_deadline = min(now + self._ctx.settings.timeouts.linger, self.linger_until)
         else:
             self.ahead = self.ahead + data if self.ahead else data
             self._advance(now)
@@ -312,6 +313,12 @@ class Connection:
         slow = request.body_since + timeouts.rate_grace + received / rate if rate else math.inf
         return slow, request.body_since + timeouts.body_total if timeouts.body_total else math.inf
 
+    def _why_late(self, request: Request, now: float) -> Refusal:
+        slow, total = self._body_ends(request)
+        if now >= total:
+            return refusals.BODY_TOTAL_DEADLINE
+        return refusals.BODY_TOO_SLOW if now >= slow else refusals.BODY_DEADLINE
+
     def _dispatch(self, request: Request, now: float) -> None:
         self.read_deadline = math.inf
         if self.phase is not IDLE:
@@ -324,6 +331,7 @@ class Connection:
         self._served += 1
         if self._served >= settings.limits.connection_requests or now - self.opened >= settings.timeouts.connection:
             request.keep_alive = False
+            self._ctx.log_cut(self, None, refusals.CONNECTION_WORN)
         refusal = self._ctx.dispatch(self, request, now)
         if refusal is not None:
             self.refuse(refusal, now)
@@ -423,7 +431,7 @@ class Connection:
 
     def _await_writable(self, now: float) -> None:
         """Have the rest sent when the socket takes it; it may be cut at once, if memory is short."""
-        self.write_deadline = now + min(FIRST_LOOK_S, self._ctx.settings.timeouts.response)
+        self.write_deadline = now + min(LOOK_S, self._ctx.settings.timeouts.response)
         self._update_interest(write=True)
         self._ctx.poller.watch(self, now)
         self._ctx.readers.add(self, now)
@@ -463,8 +471,7 @@ class Connection:
         # What the kernel took is not what the client took: its buffer may hold megabytes, and then stay full for
         # minutes while a slow but honest client reads.
         taken = outbox.acknowledged(self.transport.unacknowledged())
-        progress = taken > outbox.seen
-        if progress:
+        if taken > outbox.seen:
             outbox.seen, outbox.seen_at = taken, now
         idle = outbox.seen_at + timeouts.response
         slow = outbox.since + timeouts.rate_grace + taken / rate if rate else math.inf
@@ -473,7 +480,7 @@ class Connection:
         elif now >= slow:
             self.cut(refusals.RESPONSE_TOO_SLOW, now)
         else:
-            self.write_deadline = min(idle, slow, now + timeouts.response / 4 if progress else math.inf)
+            self.write_deadline = min(idle, slow, now + LOOK_S)
 
     @property
     def unsent_since(self) -> float:
@@ -560,7 +567,9 @@ class Connection:
             self.close()
             return
         self.transport.shutdown_write()
-        self.read_deadline = now + self._ctx.settings.timeouts.linger
+        timeouts = self._ctx.settings.timeouts
+        self.linger_until = now + timeouts.linger_total
+        self.read_deadline = min(now + timeouts.linger, self.linger_until)
         if not self._reading:
             self._update_interest(read=True)
         self._ctx.poller.watch(self, now)
@@ -586,12 +595,14 @@ class Connection:
         elif self.phase is HEAD:
             self.refuse(refusals.HEADER_DEADLINE, now)
         elif self.phase is BODY and self.request is not None:
-            slow, _ = self._body_ends(self.request)
-            self.refuse(refusals.BODY_TOO_SLOW if now >= slow else refusals.BODY_DEADLINE, now)
+            self.refuse(self._why_late(self.request, now), now)
         elif self.phase is LINGER:
             self.cut(refusals.LINGER_DEADLINE, now)
         elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late
-            self.cut(refusals.KEEP_ALIVE_DEADLINE if self._served else refusals.FIRST_BYTE_DEADLINE, now)
+            if self._ctx.draining:
+                self.cut(refusals.DRAINED, now)
+            else:
+                self.cut(refusals.KEEP_ALIVE_DEADLINE if self._served else refusals.FIRST_BYTE_DEADLINE, now)
 
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""

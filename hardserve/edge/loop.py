@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from hardserve.edge.admission import Acceptor, AdmissionContext, Peer
 from hardserve.edge.clients import Clients
-from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext, new_request_id
+from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines, Timed
 from hardserve.edge.idle import IdleFinder
 from hardserve.edge.listener import Listener
@@ -208,14 +208,7 @@ class Loop:
         self._ctx.log_turned_away(refusal, client)
 
     def _answer_newcomer(self, refusal: Refusal) -> bytes:
-        return self._ctx.pages.response(
-            refusal,
-            accept="",
-            request_id=new_request_id(),
-            date=self._ctx.date.text(),
-            head_only=False,
-            close=True,
-        )
+        return self._ctx.pages.turned_away(refusal, self._ctx.date.text())
 
     def _admit(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
         connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, client, listener, now)

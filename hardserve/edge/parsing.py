@@ -360,7 +360,7 @@ class Request(HTTPRequestParser):
         # RFC 9110 2.5: a later minor version is served as the highest one known.
         version = "1.0" if minor == b"0" else "1.1"
         # Known from here on, also in the log of a refusal.
-        self.command, self.request_uri = method.decode("latin-1"), target.decode("latin-1")
+        self.command, self.request_uri, self.version = method.decode("latin-1"), target.decode("latin-1"), version
         if method in (b"CONNECT", b"TRACE"):
             raise _MalformedError(refusals.BAD_METHOD)
         authority = b""

@@ -126,7 +126,7 @@ class Watch(Generic[JobT]):
             logger.warning("healthy again: %d of at most %d threads hang in the app", stuck, self._workers.max_stuck)
         else:
             logger.critical(
-                "unhealthy: %d threads hang in the app, which is all of server.max_stuck; threads: %s",
+                "unhealthy: threads that hang in the app: %d, which is all of server.max_stuck; threads in all: %d",
                 stuck,
                 threading.active_count(),
             )
