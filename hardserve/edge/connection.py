@@ -133,8 +133,8 @@ class Connection:
 
     __slots__ = (
         "_aborted", "_ahead_counted", "_ctx", "_drained", "_ended_by", "_reading", "_served", "_writing", "abandon",
-        "ahead", "begun", "client", "eof", "linger_until", "lingered", "listener", "lock", "open_ended", "opened", "outbox",
-        "peer", "phase", "read_deadline", "request", "slot", "transport", "waited_since", "write_deadline",
+        "ahead", "begun", "client", "eof", "linger_until", "lingered", "listener", "lock", "open_ended", "opened",
+        "outbox", "peer", "phase", "read_deadline", "request", "slot", "transport", "waited_since", "write_deadline",
     )  # fmt: skip
 
     def __init__(

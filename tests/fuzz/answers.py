@@ -64,7 +64,10 @@ def _read_head(head: bytes) -> Answer:
             raise Violation(f"{name} stands twice")
         headers[name] = (match[2] or b"").decode()
     answer = Answer(int(status[1]), headers)
-    if answer.status >= 200 and not (_DATE.fullmatch(headers.get("date", "")) and headers.get("x-request-id")):
+    # Who is turned away has made no request that could have an id.
+    turned_away = answer.status in (429, 503) and headers.get("connection") == "close"
+    named = headers.get("x-request-id") or turned_away
+    if answer.status >= 200 and not (_DATE.fullmatch(headers.get("date", "")) and named):
         raise Violation(f"no date, or no id: {answer}")
     return answer
 
