@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import signal
@@ -176,6 +177,7 @@ class Server:
             pages=self._pages,
             admit=Gate(settings).admit,
             dispatch=self._dispatch,
+            withdraw=self._withdraw,
             log_refusal=self._log_refusal,
             log_cut=self._log_cut,
             log_turned_away=self._log_turned_away,
@@ -256,6 +258,10 @@ class Server:
             self._watch_timer.set(now + LOOK_S, now, self._loop)
         return None
 
+    def _withdraw(self, connection: Connection, request: Request) -> bool:
+        """I/O thread."""
+        return request.app_since == math.inf and self._workers.withdraw((connection, request), connection.client)
+
     def _answer(self, job: Job) -> None:
         """Worker thread."""
         connection, request = job
@@ -282,9 +288,13 @@ class Server:
         return Watch(self._workers, ctx, queue_s=timeouts.queue, app_s=timeouts.app, interrupt_s=timeouts.interrupt)
 
     def _look_at_pool(self, now: float) -> None:
-        again = self._watch.look(now)
-        if again is not None:
-            self._watch_timer.set(again, now, self._loop)
+        again: float | None = now + LOOK_S
+        try:
+            again = self._watch.look(now)
+        finally:
+            # Also when that failed: with the queue full, nothing else would set it again.
+            if again is not None:
+                self._watch_timer.set(again, now, self._loop)
 
     def _interrupt(self, job: Job) -> None:
         interrupt = job[1].interrupt

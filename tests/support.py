@@ -130,6 +130,7 @@ def edge_context(
         pages=ErrorPages(),
         admit=Gate(chosen).admit,
         dispatch=dispatch,
+        withdraw=lambda *_: False,
         log_refusal=lambda *_: None,
         log_cut=lambda *_: None,
         log_turned_away=lambda *_: None,

@@ -113,6 +113,7 @@ class EdgeContext:
     pages: ErrorPages
     admit: Callable[[Request], Refusal | None]
     dispatch: Callable[[Connection, Request, float], Refusal | None]
+    withdraw: Callable[[Connection, Request], bool]  # what was dispatched and no worker has taken; whether it was so
     log_refusal: Callable[[Connection, Request, Refusal, int], None]  # with the bytes that were answered
     log_cut: Callable[[Connection, Request | None, Cut], None]  # the request that is not answered because of it
     log_turned_away: Callable[[Refusal, str], None]  # a client that was refused before it could ask
@@ -221,7 +222,12 @@ class Connection:
         """Return how much to read at once."""
         if self.phase is BODY and self.outbox is None and self.request is not None and self.request.chunked:
             return CHUNKED_READ_BYTES
-        if self.ahead or self.phase is BUSY or (self.outbox is not None and self.phase is not LINGER):
+        if self.phase is LINGER:
+            return READ_BYTES
+        if self.ahead or self.phase is BUSY or self.outbox is not None:
+            # Not none where memory is short: an end of the stream is to be seen. What comes stops the reading.
+            if self._ctx.budget.memory_short:
+                return 1
             return max(1, min(READ_BYTES, self._ctx.settings.limits.pipeline - len(self.ahead)))
         return READ_BYTES
 
@@ -567,6 +573,9 @@ class Connection:
             self.close()
             return
         self.transport.shutdown_write()
+        if self.ahead or self._ahead_counted:
+            self.ahead = b""  # it will not be answered
+            self._bound_ahead()
         timeouts = self._ctx.settings.timeouts
         self.linger_until = now + timeouts.linger_total
         self.read_deadline = min(now + timeouts.linger, self.linger_until)
@@ -598,6 +607,8 @@ class Connection:
             self.refuse(self._why_late(self.request, now), now)
         elif self.phase is LINGER:
             self.cut(refusals.LINGER_DEADLINE, now)
+        elif self.phase is BUSY:
+            return  # a worker is just letting go of it, and has given it more time
         elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late
             if self._ctx.draining:
                 self.cut(refusals.DRAINED, now)
@@ -652,6 +663,10 @@ class Connection:
         self.write_deadline = math.inf
         if phase is BODY and self.request is not None:
             self._ctx.log_cut(self, self.request, why)
+        if phase is BUSY and (request := self.request) is not None and self._ctx.withdraw(self, request):
+            # Nobody waits for it, and in the queue it would take the place of somebody who does.
+            self._ctx.log_cut(self, request, why)
+            phase = CLOSED
         if phase is not BUSY:
             self._end_request()  # of a busy one the worker still reads the body
             return

@@ -26,6 +26,8 @@ logger = logging.getLogger("hardserve.edge")
 Report = Callable[[int, str], None]
 
 FILE_READ_BYTES = 65536
+# Sent from the file in one turn: a client that takes it as fast as it is read must not hold up the others.
+FILE_TURN_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -160,19 +162,20 @@ class Outbox:
     # --- sending ---
 
     def send(self, send: Callable[[memoryview], int]) -> list[Report]:
-        """Send from the front until `send` takes no more; return the reports that are due. Raises OSError.
+        """Send until `send` takes no more, or it is others' turn; return the reports that are due. Raises OSError.
 
         It does so only when none is: a connection that breaks behind a response has still taken that one, and is as
         broken the next time.
         """
         due: list[Report] = []
+        end = self.taken + FILE_TURN_BYTES
         while self._parts:
             part = self._parts[0]
             if callable(part):
                 due.append(part)
             else:
                 try:
-                    whole = self._send_part(part, send)
+                    whole = self._send_part(part, send, end)
                 except OSError:
                     if due:
                         break
@@ -182,9 +185,9 @@ class Outbox:
             self._parts.popleft()
         return due
 
-    def _send_part(self, part: memoryview | Stored, send: Callable[[memoryview], int]) -> bool:
+    def _send_part(self, part: memoryview | Stored, send: Callable[[memoryview], int], end: int) -> bool:
         if isinstance(part, Stored):
-            return self._send_stored(part, send)
+            return self._send_stored(part, send, end)
         sent = send(part)
         self._took(sent, 0)
         if sent < len(part):
@@ -192,9 +195,11 @@ class Outbox:
             return False
         return True
 
-    def _send_stored(self, stretch: Stored, send: Callable[[memoryview], int]) -> bool:
+    def _send_stored(self, stretch: Stored, send: Callable[[memoryview], int], end: int) -> bool:
         assert self._file is not None
         while stretch:
+            if self.taken >= end:
+                return False
             data = os.pread(self._file.fileno(), min(FILE_READ_BYTES, len(stretch)), stretch.start)
             if not data:
                 raise OSError("the temporary file of a response is shorter than what was written to it")

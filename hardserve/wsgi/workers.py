@@ -147,6 +147,27 @@ class Workers(Generic[JobT]):
                     self._tokens.put(None)
         return [job for job, _, _ in expired]
 
+    def withdraw(self, job: JobT, client: str) -> bool:
+        """Take out a job of `client`, if no worker has taken it; return whether that was done. I/O thread."""
+        with self._lock:
+            held = self._held_back.get(client, ())
+            for place, (each, _, _) in enumerate(held):
+                if each == job:
+                    del self._held_back[client][place]
+                    self._held -= 1
+                    if not held:
+                        del self._held_back[client]
+                    return True
+        for entry in list(self._ready):
+            if entry[0] == job:
+                with contextlib.suppress(ValueError):  # a worker was faster
+                    self._ready.remove(entry)
+                    with self._lock:
+                        if self._leave(client):
+                            self._tokens.put(None)
+                    return True
+        return False
+
     def _leave(self, client: str) -> bool:
         """Count a job of `client` no more, and let its next one in; return whether there was one.
 

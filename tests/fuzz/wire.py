@@ -349,7 +349,7 @@ def _shared_by(connection: Connection) -> list[object]:
             continue
         seen.add(id(each))
         name = type(each).__name__
-        if type(each).__module__.startswith("hardserve") and name not in _OWN:
+        if str(type(each).__module__).startswith("hardserve") and name not in _OWN:
             shared.append(each)
         elif not isinstance(each, type | threading.Thread):
             waiting += gc.get_referents(each)
