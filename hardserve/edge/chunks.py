@@ -29,9 +29,13 @@ FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+
 # RFC 9112 7.1: more digits than these are longer than any body, and an int of any length may not be made of them.
 # RFC 9112 7.1.1: an extension is ignored, but one of no such form may hide what somebody else takes for framing. That a
 # value may be empty is not of the grammar, and hides nothing.
-_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
-_EXTENSION = rb"[ \t]*+;[ \t]*+" + TOKEN + rb"(?:[ \t]*+=(?:[ \t]*+(?:" + TOKEN + rb"|" + _QUOTED + rb"))?+)?+"
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:" + _EXTENSION + rb")*+")
+# Of groups no quantifier is possessive: Python before 3.11.4 takes those for whatever follows. What each repetition
+# begins with is in nothing before it, so that there is next to nothing to try again.
+_QUOTED = (
+    rb'"[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]*+(?:\\[\t \x21-\x7e\x80-\xff][\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]*+)*"'
+)
+_EXTENSION = rb"[ \t]*+;[ \t]*+" + TOKEN + rb"(?:[ \t]*+=(?:[ \t]*+(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)?"
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:" + _EXTENSION + rb")*")
 
 
 class StrictChunkedReceiver(ChunkedReceiver):

@@ -36,10 +36,10 @@ from hardserve.settings import LimitSettings
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z0-9!#$%&'*+\-.^_`|~]{0,31}) ([\x21-\x7e\x80-\xff]+) HTTP/(\d)\.(\d)")
 # RFC 9112 2.2: a server should ignore an empty line before a request, which some clients send after a body. More than
 # these are no habit of any client.
-_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _EMPTY_LINES_BYTES = 64
 # RFC 9110 7.2, RFC 3986 3.2: a name or an address, and a port; never a user name, and no zone (RFC 9844).
-_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]++)\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})++)(?::(\d{0,5}))?")
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]++)\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::(\d{0,5}))?")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?]*)(/?.*)")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CODING = re.compile(TOKEN.decode())
