@@ -35,6 +35,7 @@ from hardserve.wsgi.response import BadResponseError, Head, check_head, head_byt
 logger = logging.getLogger("hardserve.wsgi")
 
 FILE_BLOCK_BYTES = 65536
+LARGE_BYTES = 262144
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], None]]
@@ -280,6 +281,10 @@ class Task:
         elif len(block) < head.length:
             self._stream(start, block, open_ended=False)
             self._body_sent = len(block)
+        elif len(block) > LARGE_BYTES:
+            # Copied behind its head, a block of megabytes would hold the interpreter lock for milliseconds.
+            self._stream(start, b"", open_ended=False)
+            self._send_next(head, block)
         else:
             self._finish(start + (block if len(block) == head.length else block[: head.length]))
             if len(block) > head.length:
