@@ -25,8 +25,23 @@ from hardserve.options import (
     example_toml,
     resolve,
 )
-from hardserve.settings import AddressList, Choice, Duration, Int, Output, Settings, Size
-from hardserve.values import describe, plain, show
+from hardserve.settings import (
+    AddressList,
+    Choice,
+    Duration,
+    FilePath,
+    HostList,
+    Int,
+    ListKind,
+    NetworkList,
+    Output,
+    Rate,
+    Settings,
+    Size,
+    StorageUrl,
+    Text,
+)
+from hardserve.values import describe, plain, show, without_password
 
 EXIT_FAILURE, EXIT_CONFIGURATION = 1, 78
 DEMO = "hardserve.demo:app"
@@ -47,30 +62,42 @@ METAVARS = {
     AddressList: "ADDRESS",
     Choice: "WORD",
     Duration: "DURATION",
+    FilePath: "FILE",
+    HostList: "HOST",
     Int: "N",
+    NetworkList: "NETWORK",
     Output: "FILE",
+    Rate: "RATE",
     Size: "SIZE",
+    StorageUrl: "URL",
+    Text: "TEXT",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit. `arguments` are those of the process unless given."""
-    _command().main(arguments, prog_name="hardserve")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["passwd"]:
+        from hardserve.passwd import passwd_command  # noqa: PLC0415
+
+        passwd_command.main(words[1:], prog_name="hardserve passwd")
+    _command().main(words, prog_name="hardserve")
 
 
 def _command() -> click.Command:
     files: list[click.Parameter] = [
-        click.Argument(["app"], required=False),
+        click.Argument(["words"], nargs=-1),
         click.Option(["--config", "config_path"], type=click.Path(path_type=Path)),
         click.Option(["--env-file", "env_file"], type=click.Path(path_type=Path)),
         click.Option(["--no-env-file", "no_env_file"], is_flag=True),
         click.Option(["--example", "example"], is_flag=True),
+        click.Option(["--all", "everybody"], is_flag=True),
         click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_print_help_all),
         click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version),
     ]
     # Text, whatever the kind: options.py reads it and reports it together with what other sources got wrong.
     settings = [
-        click.Option([option.flag, option.keyword], multiple=isinstance(option.kind, AddressList)) for option in OPTIONS
+        click.Option([option.flag, option.keyword], multiple=isinstance(option.kind, ListKind)) for option in OPTIONS
     ]
     return _Command(
         "hardserve",
@@ -83,12 +110,12 @@ def _command() -> click.Command:
 class _Command(click.Command):
     """One command with one set of flags, in any order, whose help is in groups.
 
-    `demo` and `config` are words in the place of APP and not click's subcommands, which would have a set of
-    flags each, with a place before and a place after.
+    `demo`, `config`, `bans` and `unban` are words in the place of APP and not click's subcommands, which would have a
+    set of flags each, with a place before and a place after. `passwd` needs no setting, and is a command of its own.
     """
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return ["[APP | demo | config]", "[--SETTING VALUE]..."]
+        return ["[APP | COMMAND]", "[--SETTING VALUE]..."]
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_about(ctx, formatter)
@@ -99,6 +126,9 @@ class _Command(click.Command):
                     ("demo", "Serve a small app that shows what the server does for it."),
                     ("config", "Print every setting in force and where it came from."),
                     ("config --example", "Print hardserve.toml with every setting at its default."),
+                    ("bans", "List the clients that the server has banned."),
+                    ("unban CLIENT...", "Let them in again; --all for all of them."),
+                    ("passwd FILE USER", "Add a user to the file that auth.users names, or set a password."),
                 ]
             )
         by_key = {option.key: option for option in OPTIONS}
@@ -174,15 +204,23 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, asked: bool)
 
 
 def _run(
-    app: str | None,
+    words: tuple[str, ...],
     config_path: Path | None,
     env_file: Path | None,
     no_env_file: bool,
     example: bool,
+    everybody: bool,
     **flags: str | tuple[str, ...] | None,
 ) -> None:
+    app, *rest = words or (None,)
+    if rest and app != "unban":
+        raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(map(str, rest))})")
     if example and app != "config":
         raise click.UsageError("--example goes with config: hardserve config --example")
+    if everybody and app != "unban":
+        raise click.UsageError("--all goes with unban: hardserve unban --all")
+    if app == "unban" and bool(rest) == everybody:
+        raise click.UsageError("unban needs the address of a client, or --all")
     if example:
         click.echo(example_toml(), nl=False)
         return
@@ -205,14 +243,18 @@ def _run(
         sys.exit(EXIT_CONFIGURATION)
     if app == "config":
         _print_settings(resolved)
+    elif app in ("bans", "unban"):
+        sys.exit(_ask_server(app, resolved.settings, [str(client) for client in rest]))
     else:
         dotenv.apply(os.environ)
         sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved.settings))
 
 
 def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
+    from hardserve.checks.users import UsersFileError  # noqa: PLC0415
     from hardserve.edge.listener import ListenError  # noqa: PLC0415
     from hardserve.loader import LoadError, load_app  # noqa: PLC0415
+    from hardserve.ops.control import ControlError  # noqa: PLC0415
     from hardserve.ops.logs import configure  # noqa: PLC0415
     from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
     from hardserve.server import run  # noqa: PLC0415
@@ -227,17 +269,50 @@ def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
         problem, exit_code = str(error), error.exit_code
     except LogFileError as error:
         problem, exit_code = f"hardserve: {error}", EXIT_CONFIGURATION
-    except ListenError as error:
+    except (ListenError, ControlError) as error:
         problem, exit_code = f"hardserve: {error}", EXIT_FAILURE
+    except SettingsError as error:
+        problem, exit_code = "\n".join(f"hardserve: {each}" for each in error.problems), EXIT_CONFIGURATION
+    except UsersFileError as error:
+        problem, exit_code = f"hardserve: auth.users: {error}", EXIT_CONFIGURATION
     click.echo(problem, err=True)
     return exit_code
+
+
+def _ask_server(command: str, settings: Settings, clients: Sequence[str]) -> int:
+    """List or lift bans of the server that runs with these settings; `unban` without clients is all of them."""
+    from hardserve.ops.control import ControlError, ask, control_path  # noqa: PLC0415
+
+    path = control_path(settings.server, os.environ, os.getuid())
+    if path is None:
+        click.echo(
+            "hardserve: there is no control socket to ask: name one with server.control, here and there", err=True
+        )
+        return EXIT_FAILURE
+    try:
+        if command == "bans":
+            bans = ask(path, "bans")
+            for ban in bans if isinstance(bans, list) else []:
+                click.echo(f"{ban['client']:<24}  {ban['remaining_s']:>8.0f} s left  banned {ban['times']} times")
+            if not bans:
+                click.echo("nobody is banned")
+            return 0
+        lifted = ask(path, "unban", clients=list(clients))
+    except ControlError as error:
+        click.echo(f"hardserve: {error}", err=True)
+        return EXIT_FAILURE
+    names = lifted if isinstance(lifted, list) else []
+    click.echo("\n".join(f"{name} may come in again" for name in names) or "nobody of these was banned")
+    return 0 if names or not clients else EXIT_FAILURE
 
 
 def _print_settings(resolved: Resolved) -> None:
     rows = []
     for option in OPTIONS:
-        value = plain(option.kind, getattr(getattr(resolved.settings, option.section), option.name))
-        rows.append((option.key, value, resolved.origins[option.key]))
+        value = plain(option.kind, getattr(getattr(resolved.settings, option.section), option.attribute))
+        if isinstance(option.kind, StorageUrl):
+            value = without_password(value)
+        rows.append((option.key, value or "none", resolved.origins[option.key]))
     for table in TABLES:
         entries = getattr(resolved.settings, table.name)
         if not entries:

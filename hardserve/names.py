@@ -3,6 +3,7 @@
 Derived from the declarations in settings.py; so is the annotated reference. Pure, and knows no value but the defaults.
 """
 
+import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -28,6 +29,11 @@ class Option:
     @property
     def key(self) -> str:
         return f"{self.section}.{self.name}"
+
+    @property
+    def attribute(self) -> str:
+        """Its name in its section, where it is no word of Python's."""
+        return f"{self.name}_" if keyword.iskeyword(self.name) else self.name
 
     @property
     def keyword(self) -> str:
@@ -109,7 +115,7 @@ def _sections() -> Iterator[Section]:
         for setting in fields(values):
             about: About = setting.metadata[ABOUT]
             default = getattr(values, setting.name)
-            options.append(Option(section.name, setting.name, about.kind, default, about.help))
+            options.append(Option(section.name, setting.name.removesuffix("_"), about.kind, default, about.help))
         yield Section(section.name, section.metadata[ABOUT], tuple(options))
 
 

@@ -38,8 +38,8 @@ from hardserve.names import (
     misplaced,
     unknown_variable,
 )
-from hardserve.settings import AddressList, Kind, PageFile, Settings
-from hardserve.values import expected, format_size, parse, show, write
+from hardserve.settings import Kind, ListKind, PageFile, RateLimitSettings, Settings, StorageUrl
+from hardserve.values import expected, format_size, parse, parse_address, parse_rates, show, without_password, write
 
 __all__ = [
     "DEFAULT",
@@ -150,7 +150,8 @@ class _Merge:
             self._values[key] = parse(kind, raw)
         except ValueError as error:
             self._unusable.add(key)
-            self.problems.append(f"{where} = {abridged(raw)}: {str(error) or expected(kind, example)}")
+            shown = without_password(raw) if isinstance(kind, StorageUrl) and isinstance(raw, str) else raw
+            self.problems.append(f"{where} = {abridged(shown)}: {str(error) or expected(kind, example)}")
         else:
             self.origins[key] = origin
             self._where[key] = where
@@ -164,8 +165,10 @@ class _Merge:
             option = by_variable.get(name)
             if option is None:
                 self.problems.append(f"{where}: {unknown_variable(name)}")
-            elif isinstance(option.kind, AddressList):
-                self.add(option, [part.strip() for part in variables[name].split(",")], origin, where)
+            elif isinstance(option.kind, ListKind):
+                text = variables[name]
+                parts = [part.strip() for part in text.split(",")] if text.strip() else []
+                self.add(option, parts, origin, where)
             else:
                 self.add(option, variables[name], origin, where)
 
@@ -238,7 +241,7 @@ class _Merge:
         """Return what counts in the end. Raises SettingsError where there is any problem."""
         settings = Settings()
         for section in SECTIONS:
-            given = {each.name: self._values[each.key] for each in section.options if each.key in self._values}
+            given = {each.attribute: self._values[each.key] for each in section.options if each.key in self._values}
             settings = replace(settings, **{section.name: replace(getattr(settings, section.name), **given)})
         for name, tables in self._tables.items():
             settings = replace(settings, **{name: tuple(tables.values())})  # type: ignore[arg-type]  # names are data
@@ -263,6 +266,45 @@ class _Merge:
             # Each of two writers would rotate the file away under the other.
             where = f"{self._where['log.access']} and {self._where['log.error']}"
             yield f"{where} = {show(log.error)}: expected two files where log.max_size rotates them"
+        server, ban = settings.server, settings.ban
+        if server.max_client_workers > server.threads:
+            yield from self._above("server.max_client_workers", "server.threads", settings)
+        if ban.for_ > ban.ceiling:
+            yield from self._above("ban.for", "ban.ceiling", settings)
+        yield from self._lacking(settings)
+        for index, rule in self._tables.get("rate_limit", {}).items():
+            for key, problem in _rule_problems(rule):
+                where = self._where.get(f"rate_limit[{index}].{key}") or self._where[f"rate_limit[{index}].limit"]
+                yield f"{where} = {show(getattr(rule, key))}: {problem}"
+
+    def _above(self, part: str, whole: str, settings: Settings) -> Iterator[str]:
+        """Say that a number is above another that is its ceiling."""
+        keys = {part, whole}
+        if not self._unusable & keys:
+            said = {}
+            for option in OPTIONS:
+                if option.key in keys:
+                    value = getattr(getattr(settings, option.section), option.attribute)
+                    said[option.key] = f"{self._where.get(option.key, option.key)} = {write(option.kind, value)}"
+            if part in self._where:
+                yield f"{said[part]}: expected at most {said[whole]}"
+            else:
+                yield f"{said[whole]}: expected at least {said[part]}, the default"
+
+    def _lacking(self, settings: Settings) -> Iterator[str]:
+        """Say which settings do nothing without another one."""
+        if not settings.proxy.trusted and "proxy.trusted" not in self._unusable:
+            for address in settings.server.bind:
+                if parse_address(address).proxy_protocol:
+                    where = self._where.get("server.bind", "server.bind")
+                    yield f"{where} = {show(address)}: expected also proxy.trusted, the proxies that may connect there"
+        if settings.auth.users == "none" and "auth.users" not in self._unusable:
+            wanted = [("auth.required", settings.auth.required)]
+            wanted += list(self._in_tables(BY_TABLE["route"], "auth"))
+            wanted += [(key, "on") for key, value in self._in_tables(BY_TABLE["rate_limit"], "key") if value == "user"]
+            for key, value in wanted:
+                if value == "on":
+                    yield f"{self._where[key]}: expected also auth.users, the file that `hardserve passwd` makes"
 
     def _larger(self, part: str, size: int, whole: str, settings: Settings, *, times: int = 1) -> Iterator[str]:
         """Say that a part does not go into the whole so many times, if it does not."""
@@ -314,6 +356,17 @@ class _Merge:
                             read_page(self._directory / path, each.about.kind)
                         except ValueError as problem:
                             yield f"{self._where[key]} = {show(path)}: {problem}"
+
+
+def _rule_problems(rule: RateLimitSettings) -> Iterator[tuple[str, str]]:
+    """Say what a [[rate_limit]] cannot mean: the key that is to blame, and why."""
+    windows = parse_rates(rule.limit)
+    if rule.burst is not None and len(windows) > 1:
+        yield "burst", 'expected one rate in limit, such as "20/second"'
+    least = windows[0][0] if rule.burst is None else rule.burst + 1
+    if rule.cost > least:
+        what = "limit" if rule.burst is None else "burst + 1"
+        yield "cost", f"expected at most {least}, the least of {what}: no request would be let in"
 
 
 def _at(file: TomlFile | None, table: str, index: int | None = None, name: str | None = None) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from hardserve.protocol import REASONS
+from hardserve.refusals import BANNED, RATE_LIMITED
 
 if TYPE_CHECKING:
     from hardserve.refusals import Refusal
@@ -180,12 +181,20 @@ class ErrorPages:
         return cls(custom)
 
     def response(
-        self, refusal: Refusal, *, accept: str, request_id: str, date: str, head_only: bool, close: bool
+        self,
+        refusal: Refusal,
+        *,
+        accept: str,
+        request_id: str,
+        date: str,
+        head_only: bool,
+        close: bool,
+        fields: bytes = b"",
     ) -> bytes:
         """Return the whole response that tells a client of `refusal`.
 
         `accept` is the value of the request's Accept field, "" if there is none or it was not read. `head_only` is
-        for HEAD (RFC 9110 9.3.2).
+        for HEAD (RFC 9110 9.3.2). `fields` are header lines that only this response has, each with its line end.
         """
         try:
             media_type = self._remembered[accept]
@@ -198,11 +207,12 @@ class ErrorPages:
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = _NOT_IN_REQUEST_ID.sub("_", request_id[:_REQUEST_ID_MAX])
         id_bytes = request_id.encode()
-        return b"%b%d\r\nX-Request-ID: %b\r\nDate: %b\r\n%b%b" % (
+        return b"%b%d\r\nX-Request-ID: %b\r\nDate: %b\r\n%b%b%b" % (
             head,
             length + (len(between_ids) - 1) * len(id_bytes),
             id_bytes,
             date.encode(),
+            fields,
             b"Connection: close\r\n\r\n" if close else b"\r\n",
             b"" if head_only else id_bytes.join(between_ids),
         )
@@ -251,7 +261,7 @@ def _head(refusal: Refusal, media_type: str) -> list[str]:
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
     ]
-    if refusal.status in (429, 503):
+    if refusal.status in (429, 503) and refusal not in (RATE_LIMITED, BANNED):  # those know when
         lines.append("Retry-After: 1")  # RFC 9110 10.2.3, RFC 6585 4
     return lines
 

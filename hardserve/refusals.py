@@ -17,7 +17,7 @@ class Refusal:
     `name` is the reason in logs. `status` and `text` are all that the client learns: never a byte of its request.
     `close` ends the connection after the answer, because where the next request starts is unknown or unwelcome.
     `level` is the `logging` level of the summary in the error log; each single one is at DEBUG. `section` is what
-    demands or permits it.
+    demands or permits it. `offence` counts toward a ban: nothing that a person at a browser meets by accident.
     """
 
     name: str
@@ -26,28 +26,65 @@ class Refusal:
     close: bool
     section: str
     level: int = logging.INFO
+    offence: bool = False
 
 
 # --- framing: after any of these nothing more is read from the connection as a request ---
-BAD_REQUEST_LINE = Refusal("bad_request_line", 400, "The request line is malformed.", True, "RFC 9112 3")
+BAD_REQUEST_LINE = Refusal("bad_request_line", 400, "The request line is malformed.", True, "RFC 9112 3", offence=True)
 BAD_TARGET = Refusal("bad_target", 400, "The request target is malformed.", True, "RFC 9112 3.2")
-BAD_VERSION = Refusal("bad_version", 505, "Only HTTP/1.0 and HTTP/1.1 are served here.", True, "RFC 9110 15.6.6")
+BAD_VERSION = Refusal(
+    "bad_version", 505, "Only HTTP/1.0 and HTTP/1.1 are served here.", True, "RFC 9110 15.6.6", offence=True
+)
 TLS_ON_PLAIN_PORT = Refusal("tls_on_plain_port", 400, "This port speaks plain HTTP, not HTTPS.", True, "RFC 9112 2.2")
 BAD_METHOD = Refusal("bad_method", 501, "This method is not served here.", True, "RFC 9110 15.6.2")
-BAD_HEADER = Refusal("bad_header", 400, "A header field is malformed.", True, "RFC 9112 5")
+BAD_HEADER = Refusal("bad_header", 400, "A header field is malformed.", True, "RFC 9112 5", offence=True)
 BAD_HOST = Refusal("bad_host", 400, "A request needs exactly one valid Host header field.", True, "RFC 9112 3.2")
 BAD_CONTENT_LENGTH = Refusal(
-    "bad_content_length", 400, "The Content-Length header field is invalid.", True, "RFC 9112 6.3"
+    "bad_content_length", 400, "The Content-Length header field is invalid.", True, "RFC 9112 6.3", offence=True
 )
 BAD_TRANSFER_ENCODING = Refusal(
-    "bad_transfer_encoding", 400, "The Transfer-Encoding header field is invalid here.", True, "RFC 9112 6.1"
+    "bad_transfer_encoding",
+    400,
+    "The Transfer-Encoding header field is invalid here.",
+    True,
+    "RFC 9112 6.1",
+    offence=True,
 )
 UNKNOWN_TRANSFER_ENCODING = Refusal(
     "unknown_transfer_encoding", 501, "Only the chunked transfer coding is served here.", True, "RFC 9112 6.1"
 )
-BAD_CHUNK = Refusal("bad_chunk", 400, "The chunked request body is malformed.", True, "RFC 9112 7.1")
+BAD_CHUNK = Refusal("bad_chunk", 400, "The chunked request body is malformed.", True, "RFC 9112 7.1", offence=True)
 UNKNOWN_EXPECTATION = Refusal(
     "unknown_expectation", 417, "Only the expectation 100-continue is met here.", True, "RFC 9110 10.1.1"
+)
+
+# --- who asks, and whether they may ---
+BAD_FORWARDING = Refusal(
+    "bad_forwarding", 400, "The proxy in front sent a malformed forwarding header field.", True, "RFC 7239 4",
+    logging.ERROR,
+)  # fmt: skip
+HOST_MISSING = Refusal("host_missing", 400, "A Host header field is needed here.", True, "RFC 9112 3.2", offence=True)
+HOST_NOT_SERVED = Refusal(
+    "host_not_served", 421, "This host is not served here.", False, "RFC 9110 15.5.20", offence=True
+)
+ACCESS_DENIED = Refusal(
+    "access_denied", 403, "Access from your address is not allowed.", False, "RFC 9110 15.5.4", offence=True
+)
+METHOD_NOT_ALLOWED = Refusal("method_not_allowed", 405, "This method is not allowed here.", False, "RFC 9110 15.5.6")
+RATE_LIMITED = Refusal(
+    "rate_limited", 429, "Too many requests; try again later.", False, "RFC 6585 4", logging.WARNING, offence=True
+)
+BANNED = Refusal("banned", 429, "Too many requests were refused; try again later.", True, "RFC 6585 4", logging.DEBUG)
+PASSWORD_NEEDED = Refusal("password_needed", 401, "A user name and password are needed.", False, "RFC 9110 15.5.2")
+PASSWORD_WRONG = Refusal(
+    "password_wrong", 401, "The user name or password is wrong.", False, "RFC 9110 15.5.2", logging.WARNING,
+    offence=True,
+)  # fmt: skip
+PASSWORDS_BUSY = Refusal(
+    "passwords_busy", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
+)
+PEER_NOT_TRUSTED = Refusal(
+    "peer_not_trusted", 403, "This port is for the proxy in front.", True, "RFC 9110 15.5.4", logging.WARNING
 )
 
 # --- sizes ---
@@ -108,6 +145,7 @@ CLIENT_CONNECTION_RATE = Refusal(
     True,
     "RFC 6585 4",
     logging.WARNING,
+    offence=True,
 )
 
 # --- the app ---
@@ -137,4 +175,14 @@ RESPONSE_DEADLINE = Cut("response_deadline")
 RESPONSE_TOO_SLOW = Cut("response_too_slow")
 SLOWEST_READER = Cut("slowest_reader", logging.WARNING)  # it kept a worker, or memory, that others needed
 APP_DEADLINE_MIDWAY = Cut("app_deadline_midway", logging.ERROR)
+BANNED_NOW = Cut("banned")  # a connection that was open when its client was banned, or tried to come back
+BAD_PROXY_HEADER = Cut("bad_proxy_header", logging.ERROR)
 CLIENT_LEFT = Cut("client_disconnected", logging.DEBUG)
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a rule of rate limiting that is on trial would have refused. `name` is the rule's."""
+
+    name: str
+    level: int = logging.WARNING

@@ -63,7 +63,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class AddressList:
-    """One or more of host:port, [v6]:port, unix:/path?mode=660&owner=user:group and fd:N."""
+    """One or more of host:port, [v6]:port, unix:/path?mode=660&owner=user:group and fd:N, each with ?proxy_protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,71 @@ class PageFile:
     max: int
 
 
-Kind = Duration | Size | Int | Choice | Output | AddressList | PathGlob | MethodList | RefusalStatus | PageFile
+@dataclass(frozen=True, slots=True)
+class NetworkList:
+    """Any number of networks and addresses, and of the words unix, loopback and private."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostList:
+    """Any number of host names and addresses without a port; ".example.com" is the name and all below it, "*" any."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusList:
+    """Some HTTP statuses of responses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many in what time: "300/minute", or with `several`, "20/second; 300/minute". With `off`, also that word."""
+
+    several: bool = False
+    off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RateKey:
+    """By what requests are counted: client, client+path, user, global or header:NAME."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageUrl:
+    """Where counts are kept: "memory", or the address of a store that `limits` knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """The path of a file, or one of these words."""
+
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Some printable ASCII characters without quotes and backslashes, at most so many."""
+
+    max: int
+
+
+# Those of which there may be several: brackets in a file, commas in a variable, a flag that is given again.
+ListKind = AddressList | MethodList | NetworkList | HostList | StatusList
+Kind = (
+    Duration
+    | Size
+    | Int
+    | Choice
+    | Output
+    | PathGlob
+    | RefusalStatus
+    | PageFile
+    | Rate
+    | RateKey
+    | StorageUrl
+    | FilePath
+    | Text
+    | ListKind
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +219,11 @@ class ServerSettings:
         "Whether an unhealthy server drains and exits with 1; auto = if a supervisor will start it again.",
     )
     backlog: int = setting(1024, Int(1, 65_535), "Connections the kernel may hold before they are accepted.")
+    control: str = setting(
+        "auto",
+        FilePath(("auto", "off")),
+        "Socket for `hardserve bans` and `unban`; auto = in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR.",
+    )
     drain: float = setting(
         25.0, Duration(0.0, HOUR), "How long a stop waits for the requests in progress; then they are cut."
     )
@@ -210,7 +279,10 @@ class LimitSettings:
     client_connections: int = setting(
         256,
         Int(0, 1_000_000),
-        "Connections open at once from one client, an IPv4 address or an IPv6 /64; 0 = no limit.",
+        "Connections open at once from one client, an IPv4 address or an IPv6 network; 0 = no limit.",
+    )
+    ipv6_prefix: int = setting(
+        64, Int(32, 128), "Bits of an IPv6 address by which its client is counted, here, in rates and in bans."
     )
     client_connection_rate: int = setting(
         100, Int(0, 1_000_000), "New connections a second from one client, and twice as many at once; 0 = no limit."
@@ -277,6 +349,81 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    trusted: tuple[str, ...] = setting(
+        (), NetworkList(), "Proxies in front whose word for who the client is counts; from others it is removed."
+    )
+    headers: str = setting(
+        "x-forwarded",
+        Choice(("x-forwarded", "forwarded", "off")),
+        "Where they say so: X-Forwarded-For, -Proto, -Host, -Port and -Prefix, or Forwarded (RFC 7239).",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    allow: tuple[str, ...] = setting((), NetworkList(), "Networks whose clients may come in; none = all.")
+    deny: tuple[str, ...] = setting((), NetworkList(), "Networks whose clients get 403, also if access.allow has them.")
+    hosts: tuple[str, ...] = setting(
+        (),
+        HostList(),
+        "Names in Host that are served, else 421; none = the app's TRUSTED_HOSTS or SERVER_NAME, or all.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthSettings:
+    users: str = setting("none", FilePath(("none",)), "File of names and password hashes, made by `hardserve passwd`.")
+    required: str = setting(
+        "off", Choice(("on", "off")), "Whether all requests need one of those names and its password."
+    )
+    realm: str = setting("hardserve", Text(64), "What a browser calls the place that asks for a password.")
+    remember: float = setting(
+        300.0, Duration(0.0, DAY), "How long a good password is taken again without computing its hash."
+    )
+    failures: str = setting(
+        "10/minute", Rate(off=True), "Wrong passwords from one client; past it 429, without a look at the password."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitingSettings:
+    default: str = setting(
+        "50/second",
+        Rate(off=True),
+        "Requests of one client to anything, besides default_burst at once; off = no limit.",
+    )
+    default_burst: int = setting(500, Int(0, 1_000_000), "Requests that a client may make at once on top of that.")
+    storage: str = setting(
+        "memory",
+        StorageUrl(),
+        "Where [[rate_limit]] counts: in memory, or shared, such as redis://127.0.0.1:6379/0.",
+    )
+    storage_timeout: float = setting(
+        0.05, Duration(0.001, 10.0), "For a shared storage to answer; past it the count in memory decides."
+    )
+    max_keys: int = setting(
+        50_000, Int(100, 10_000_000), "Counts kept in memory; past it the one least recently used goes."
+    )
+    legacy_headers: str = setting(
+        "off", Choice(("on", "off")), "Whether 429 has X-RateLimit-Limit, -Remaining and -Reset, too."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BanSettings:
+    after: int = setting(
+        500, Int(0, 1_000_000), "Refusals within ban.within after which a client cannot connect; 0 = never."
+    )
+    within: float = setting(60.0, Duration(1.0, DAY), "The time in which they are counted.")
+    for_: float = setting(60.0, Duration(1.0, 7 * DAY), "How long its first ban is; each repeat doubles it.")
+    ceiling: float = setting(DAY, Duration(1.0, 30 * DAY), "How long a ban is at most.")
+    exempt: tuple[str, ...] = setting(
+        ("loopback", "private"), NetworkList(), "Networks that are never banned, as trusted proxies never are."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     level: str = setting("info", Choice(("debug", "info", "warning", "error")), "The least severe message to log.")
     access: str = setting("stdout", Output(("stdout", "stderr", "off")), "Where a line for each request goes.")
@@ -299,7 +446,23 @@ class RouteSettings:
 
     path: str = required(PathGlob(), "The paths of the requests.", example="/upload")
     methods: tuple[str, ...] = setting(
-        (), MethodList(), "The methods of the requests; GET does not mean HEAD too.", example=("POST",), without="all"
+        (), MethodList(), "The methods of the requests; GET means HEAD, too.", example=("POST",), without="all"
+    )
+    allow: tuple[str, ...] = setting(
+        (), NetworkList(), "Networks whose clients may come in here.", example=("private",), without="all"
+    )
+    deny: tuple[str, ...] = setting(
+        (), NetworkList(), "Networks whose clients get 403 here.", example=("192.0.2.0/24",), without="none"
+    )
+    allowed_methods: tuple[str, ...] = setting(
+        (), MethodList(), "Methods that are served here; others get 405.", example=("GET", "POST"), without="all"
+    )
+    auth: str | None = setting(
+        None,
+        Choice(("on", "off")),
+        "Whether these requests need a name and password of auth.users.",
+        example="off",
+        without="auth.required",
     )
     max_body: int | None = setting(
         None,
@@ -323,6 +486,48 @@ class ErrorPageSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitSettings:
+    """How many requests of one kind are served, in what time."""
+
+    limit: str = required(
+        Rate(several=True), 'How many; several at once are written "20/second; 300/minute".', example="300/minute"
+    )
+    path: str = setting("*", PathGlob(), "The paths of the requests.", example="/login", without="all")
+    methods: tuple[str, ...] = setting(
+        (), MethodList(), "The methods of the requests; GET means HEAD, too.", example=("POST",), without="all"
+    )
+    key: str = setting("client", RateKey(), "What has a count of its own.", example="client+path", without="client")
+    strategy: str = setting(
+        "sliding-window-counter",
+        Choice(("fixed-window", "moving-window", "sliding-window-counter")),
+        "How a window is counted; see `limits`.",
+        example="moving-window",
+        without="sliding-window-counter",
+    )
+    burst: int | None = setting(
+        None,
+        Int(0, 1_000_000),
+        "Steady instead of by strategy: so many more may come at once, then one each period/amount.",
+        example=20,
+        without="windows",
+    )
+    cost: int = setting(1, Int(1, 1_000_000), "What one request counts.", example=5, without="1")
+    exempt: tuple[str, ...] = setting(
+        (), NetworkList(), "Networks whose clients are not counted.", example=("loopback",), without="none"
+    )
+    status: tuple[int, ...] = setting(
+        (),
+        StatusList(),
+        "Only responses with these statuses count; past the limit the next request gets 429.",
+        example=(401, 404),
+        without="all requests count",
+    )
+    dry_run: str = setting(
+        "off", Choice(("on", "off")), "Whether what is past the limit is logged only.", example="on", without="off"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that can be set. `Settings()` is every default."""
 
@@ -333,6 +538,21 @@ class Settings:
         default_factory=TimeoutSettings, metadata={ABOUT: "How long to wait, and for whom."}
     )
     limits: LimitSettings = field(default_factory=LimitSettings, metadata={ABOUT: "How much of anything is taken."})
+    proxy: ProxySettings = field(
+        default_factory=ProxySettings, metadata={ABOUT: "What is in front of this server, if anything is."}
+    )
+    access: AccessSettings = field(
+        default_factory=AccessSettings, metadata={ABOUT: "Who may come in, and under which names."}
+    )
+    auth: AuthSettings = field(
+        default_factory=AuthSettings, metadata={ABOUT: "Passwords (HTTP Basic); use them over HTTPS."}
+    )
+    rate_limiting: RateLimitingSettings = field(
+        default_factory=RateLimitingSettings, metadata={ABOUT: "How often a client may ask; see [[rate_limit]], too."}
+    )
+    ban: BanSettings = field(
+        default_factory=BanSettings, metadata={ABOUT: "Clients that go on after they were refused."}
+    )
     log: LogSettings = field(default_factory=LogSettings, metadata={ABOUT: "What is written down, and where."})
     route: tuple[RouteSettings, ...] = field(
         default=(),
@@ -340,6 +560,14 @@ class Settings:
             ABOUT: AboutTables(
                 RouteSettings,
                 "What holds for some requests only: the first whose path and methods fit a request counts.",
+            )
+        },
+    )
+    rate_limit: tuple[RateLimitSettings, ...] = field(
+        default=(),
+        metadata={
+            ABOUT: AboutTables(
+                RateLimitSettings, "How often some requests are served: each that fits a request must let it in."
             )
         },
     )

@@ -7,8 +7,10 @@ files or variables. Whether an address can be bound, or a file be opened, it mus
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from hardserve.settings import (
     GIB,
@@ -18,15 +20,27 @@ from hardserve.settings import (
     AddressList,
     Choice,
     Duration,
+    FilePath,
+    HostList,
     Int,
     Kind,
+    ListKind,
     MethodList,
+    NetworkList,
     Output,
     PageFile,
     PathGlob,
+    Rate,
+    RateKey,
     RefusalStatus,
     Size,
+    StatusList,
+    StorageUrl,
+    Text,
 )
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 
 def parse_duration(text: str) -> float:
@@ -86,6 +100,7 @@ def format_size(size: int) -> str:
 class TcpAddress:
     host: str  # a name, an IPv4 address, or an IPv6 address without its brackets
     port: int  # 0 = any that is free
+    proxy_protocol: bool = False  # each connection begins with a PROXY protocol header; so below
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,33 +109,39 @@ class UnixAddress:
     mode: int | None = None  # None, here and below: as the system makes it
     user: str | None = None
     group: str | None = None
+    proxy_protocol: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FdAddress:
     fd: int  # inherited, and bound already
+    proxy_protocol: bool = False
 
 
 Address = TcpAddress | UnixAddress | FdAddress
 
 _ADDRESS_FORMS = "host:port, [v6]:port, unix:/path?mode=660&owner=user:group or fd:N"
+_PROXY_PROTOCOL = "proxy_protocol"
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 # sockaddr_un holds 108 bytes on Linux, 104 on macOS and the BSDs, of which a zero ends the path.
 _UNIX_PATH_BYTES = 107 if sys.platform == "linux" else 103
 
 
 def parse_address(text: str) -> Address:
-    """Read host:port, [v6]:port, unix:/path?mode=660&owner=user:group or fd:N.
+    """Read host:port, [v6]:port, unix:/path?mode=660&owner=user:group or fd:N, each with ?proxy_protocol.
 
     Raises ValueError that says what was expected. Nothing is looked up: whether the host, the user and
     the directory exist is found out when the address is bound.
     """
     if text.startswith("unix:"):
         return _parse_unix_address(text.removeprefix("unix:"))
+    text, question_mark, query = text.partition("?")
+    if query != (_PROXY_PROTOCOL if question_mark else ""):
+        raise ValueError(f"expected nothing after the question mark but {_PROXY_PROTOCOL}")
     if text.startswith("fd:"):
         if not re.fullmatch(r"fd:[0-9]{1,7}", text):
             raise ValueError("expected the number of an open socket, such as fd:3")
-        return FdAddress(int(text.removeprefix("fd:")))
+        return FdAddress(int(text.removeprefix("fd:")), bool(query))
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(f"expected {_ADDRESS_FORMS}")
@@ -128,7 +149,7 @@ def parse_address(text: str) -> Address:
         raise ValueError("expected brackets around an IPv6 address and a port after them, such as [::1]:8000")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
         raise ValueError("expected a port from 0 to 65535")
-    return TcpAddress(_parse_host(host), int(port))
+    return TcpAddress(_parse_host(host), int(port), bool(query))
 
 
 def _parse_host(host: str) -> str:
@@ -154,8 +175,11 @@ def _parse_unix_address(text: str) -> UnixAddress:
         raise ValueError(f"expected a path of at most {_UNIX_PATH_BYTES} bytes")
     parameters = [part.partition("=")[::2] for part in query.split("&") if part]
     values = dict(parameters)
-    if len(values) < len(parameters) or not values.keys() <= {"mode", "owner"}:
-        raise ValueError("expected nothing after the question mark but mode=660 and owner=user:group")
+    wrong = len(values) < len(parameters) or not values.keys() <= {"mode", "owner", _PROXY_PROTOCOL}
+    if wrong or values.get(_PROXY_PROTOCOL):
+        raise ValueError(
+            f"expected nothing after the question mark but mode=660, owner=user:group and {_PROXY_PROTOCOL}"
+        )
     mode, owner = values.get("mode"), values.get("owner")
     if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
         raise ValueError("expected a mode of three octal digits, such as mode=660")
@@ -164,8 +188,55 @@ def _parse_unix_address(text: str) -> UnixAddress:
         user, _, group = owner.partition(":")
         if not re.fullmatch(r"[\w.-]+(:[\w.-]+)?|:[\w.-]+", owner):
             raise ValueError("expected owner=user, owner=user:group or owner=:group")
-    return UnixAddress(path, None if mode is None else int(mode, 8), user or None, group or None)
+    octal = None if mode is None else int(mode, 8)
+    return UnixAddress(path, octal, user or None, group or None, _PROXY_PROTOCOL in values)
 
+
+_UNITS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+_RATE = re.compile(r"([0-9]{1,9})(?: ?/ ?| per )(?:([0-9]{1,5}) ?)?(second|minute|hour|day)s?")
+MAX_RATE_AMOUNT = 1_000_000
+MAX_RATE_PERIOD_S = 30 * 86_400
+
+
+def parse_rates(text: str) -> list[tuple[int, int]]:
+    """Read "20/second; 300/minute", "10 per 5 minutes": how many, in how many seconds, the shortest time first.
+
+    Raises ValueError that says what was expected.
+    """
+    rates: dict[int, int] = {}
+    for part in text.lower().split(";"):
+        match = _RATE.fullmatch(part.strip())
+        if match is None:
+            raise ValueError('expected a rate such as "300/minute", "10/5 minutes" or "20/second; 300/minute"')
+        amount, period = int(match[1]), int(match[2] or 1) * _UNITS_S[match[3]]
+        if not 1 <= amount <= MAX_RATE_AMOUNT or not 1 <= period <= MAX_RATE_PERIOD_S:
+            raise ValueError(f"expected from 1 to {MAX_RATE_AMOUNT} in at most 30 days")
+        if period in rates:
+            raise ValueError("expected one rate for each length of time")
+        rates[period] = amount
+    ordered = sorted(rates.items())
+    for (shorter, fewer), (longer, more) in pairwise(ordered):
+        if more <= fewer:
+            raise ValueError(f"{fewer} in {shorter} s never counts beside {more} in {longer} s")
+    return [(amount, period) for period, amount in ordered]
+
+
+# What `limits` can talk to, with the extra that brings the client library.
+STORAGES = {
+    "redis": "redis",
+    "rediss": "redis",
+    "redis+unix": "redis",
+    "redis+sentinel": "redis",
+    "redis+cluster": "redis",
+    "valkey": "valkey",
+    "valkeys": "valkey",
+    "valkey+unix": "valkey",
+    "valkey+sentinel": "valkey",
+    "valkey+cluster": "valkey",
+    "memcached": "memcached",
+    "mongodb": "mongodb",
+    "mongodb+srv": "mongodb",
+}
 
 _MAX_GLOB = 1024
 _GLOB_MISTAKES = (
@@ -203,13 +274,25 @@ def parse(kind: Kind, raw: object) -> Any:
             return _bounded(kind, parse_size(raw) if isinstance(raw, str) else raw, int)
         case Int() | RefusalStatus():
             return _whole(kind, raw)
+        case _ if isinstance(kind, ListKind):
+            return _list(kind, raw)
+        case _ if isinstance(raw, str):
+            return _text(kind, raw)
+    raise ValueError
+
+
+def _list(kind: ListKind, raw: object) -> tuple[Any, ...]:
+    match kind:
         case AddressList():
             return _addresses(raw)
         case MethodList():
             return _methods(raw)
-        case _ if isinstance(raw, str):
-            return _text(kind, raw)
-    raise ValueError
+        case NetworkList():
+            return _each(raw, _network)
+        case HostList():
+            return _each(raw, _host_name)
+        case StatusList():
+            return _statuses(raw)
 
 
 def _whole(kind: Int | RefusalStatus, raw: object) -> Any:
@@ -226,13 +309,103 @@ def _text(kind: Kind, raw: str) -> str:
     match kind:
         case Choice() if raw.lower() in kind.values:
             return raw.lower()
-        case Output() if raw in kind.words or _is_path(raw):
+        case Output() | FilePath() if raw in kind.words or _is_path(raw):
             return raw
         case PathGlob():
             return parse_path_glob(raw)
         case PageFile() if _is_path(raw) and raw.lower().endswith(kind.suffixes):
             return raw
+        case Text() if len(raw) <= kind.max and re.fullmatch(r"[ !#-\[\]-~]+", raw):
+            return raw
+        case Rate() | RateKey() | StorageUrl():
+            return _rule(kind, raw)
     raise ValueError
+
+
+RATE_KEYS = ("client", "client+path", "user", "global")
+
+
+def _rule(kind: Rate | RateKey | StorageUrl, raw: str) -> str:
+    match kind:
+        case Rate() if kind.off and raw.lower() == "off":
+            return "off"
+        case Rate():
+            if len(parse_rates(raw)) > 1 and not kind.several:
+                raise ValueError('expected one rate, such as "300/minute"')
+            return raw
+        case RateKey() if raw in RATE_KEYS or re.fullmatch(r"header:[A-Za-z0-9!#$%&'*+.^`|~-]{1,64}", raw):
+            return raw
+        case StorageUrl():
+            scheme, separator, rest = raw.partition("://")
+            if raw == "memory" or (separator and rest and scheme in STORAGES and raw.isprintable()):
+                return raw
+    raise ValueError
+
+
+def _each(raw: object, read: Callable[[str], str]) -> tuple[str, ...]:
+    texts = (raw,) if isinstance(raw, str) else raw
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    values = tuple(read(text.strip()) for text in texts)
+    if len(set(values)) < len(values):
+        raise ValueError("expected each once")
+    return values
+
+
+NETWORK_WORDS = ("unix", "loopback", "private")
+
+
+def parse_network(text: str) -> "IPv4Network | IPv6Network":
+    """Read a network: CIDR, or an address, which is a network of one. Not the words, and without a zone id.
+
+    Raises ValueError that says what was expected.
+    """
+    import ipaddress  # noqa: PLC0415
+
+    address, slash, bits = text.partition("/")
+    address = address.partition("%")[0]
+    try:
+        network = ipaddress.ip_network(f"{address}{slash}{bits}", strict=False)
+    except ValueError:
+        words = ", ".join(NETWORK_WORDS)
+        raise ValueError(
+            f"{show(text)}: expected a network such as 192.0.2.0/24 or 2001:db8::/32, an address, or one of {words}"
+        ) from None
+    if network.network_address != ipaddress.ip_address(address):
+        raise ValueError(
+            f"{show(text)}: has host bits set; probably meant is {network}, or {address} for that one address"
+        )
+    return network
+
+
+def _network(text: str) -> str:
+    if text in NETWORK_WORDS:
+        return text
+    network = parse_network(text)
+    return str(network if "/" in text else network.network_address)
+
+
+def _host_name(text: str) -> str:
+    import ipaddress  # noqa: PLC0415
+
+    name = text.lower().removesuffix(".") or text
+    if name == "*" or re.fullmatch(rf"\.?{_LABEL}(?:\.{_LABEL})*", name):
+        return name
+    try:
+        return f"[{ipaddress.IPv6Address(name.removeprefix('[').removesuffix(']'))}]"
+    except ValueError:
+        raise ValueError(
+            f'{show(text)}: expected a name such as "example.com", ".example.com" for it and all below, an address, '
+            'or "*"; without a port'
+        ) from None
+
+
+def _statuses(raw: object) -> tuple[int, ...]:
+    given = list(raw) if isinstance(raw, list | tuple) else [raw]
+    numbers = [int(text) for text in map(str, given) if re.fullmatch("[2-5][0-9]{2}", text)]
+    if len(numbers) < len(given) or len(set(numbers)) < len(numbers):
+        raise ValueError
+    return tuple(numbers)
 
 
 def _bounded(kind: Duration | Size | Int, value: Any, type_: Any) -> Any:
@@ -297,12 +470,12 @@ def expected(kind: Kind, default: Any) -> str:
     """Say what is allowed, and the default for an example: the second half of a message about a mistake."""
     example = write(kind, default)
     match kind:
-        case Choice() | MethodList() | RefusalStatus():
-            return f"expected {describe(kind)}"
-        case Output():
-            return f"expected {describe(kind)} (with a slash or a dot in it)"
         case AddressList():
             return f"expected {_ADDRESS_FORMS}; a list such as {example}"
+        case _ if isinstance(kind, ListKind | Choice | RefusalStatus | Rate | RateKey | StorageUrl | Text):
+            return f"expected {describe(kind)}"
+        case Output() | FilePath():
+            return f"expected {describe(kind)} (with a slash or a dot in it)"
         case PathGlob():
             return 'expected a path such as "/upload", "/upload/*" or "*.iso"'
         case _:
@@ -324,10 +497,11 @@ def describe(kind: Kind) -> str:
             text = _range(kind)
         case Choice():
             text = f"one of {', '.join(kind.values)}"
-        case Output():
-            text = f"{', '.join(show(word) for word in kind.words)} or the path of a file"
+        case Output() | FilePath():
+            words = ", ".join(map(show, kind.words))
+            text = f"{words} or the path of a file" if words else "the path of a file"
         case AddressList():
-            text = _ADDRESS_FORMS
+            text = f"{_ADDRESS_FORMS}; a PROXY protocol header begins each connection with ?{_PROXY_PROTOCOL}"
         case PathGlob():
             text = _GLOB_MEANING
         case MethodList():
@@ -337,6 +511,33 @@ def describe(kind: Kind) -> str:
         case PageFile():
             *others, last = kind.suffixes
             text = f"path of a file in {', '.join(others)} or {last} of at most {format_size(kind.max)} in UTF-8"
+        case _:
+            text = _describe_rule(kind)
+    return text
+
+
+def _describe_rule(kind: Kind) -> str:
+    """Name a kind that says who may come in, or how often."""
+    match kind:
+        case NetworkList():
+            text = (
+                f'some of {", ".join(NETWORK_WORDS)}, networks and addresses, such as ["192.0.2.0/24", "2001:db8::/32"]'
+            )
+        case HostList():
+            text = 'some names and addresses without a port, such as ["example.com", ".example.org"], or "*" for any'
+        case StatusList():
+            text = "some statuses, such as [401, 404]"
+        case Rate():
+            one = 'a rate such as "300/minute" or "10/5 minutes"'
+            text = one + ', several such as "20/second; 300/minute"' * kind.several + ', or "off"' * kind.off
+        case RateKey():
+            text = f"one of {', '.join(RATE_KEYS)} and header:NAME"
+        case StorageUrl():
+            text = f'"memory", or a URL of {", ".join(STORAGES)}'
+        case Text():
+            text = f"text of at most {kind.max} printable ASCII characters, without quotes and backslashes"
+        case _:
+            raise TypeError(kind)
     return text
 
 
@@ -357,8 +558,8 @@ def plain(kind: Kind, value: Any) -> str:
             return format_duration(value)
         case Size():
             return format_size(value)
-        case AddressList() | MethodList():
-            return ",".join(value)
+        case _ if isinstance(kind, ListKind):
+            return ",".join(map(str, value))
         case _:
             return str(value)
 
@@ -366,7 +567,12 @@ def plain(kind: Kind, value: Any) -> str:
 def write(kind: Kind, value: Any) -> str:
     """Write a value as TOML: "10s", 8, ["127.0.0.1:8000"]."""
     text = plain(kind, value)
-    return show(value) if isinstance(kind, AddressList | MethodList) else text if text.isdecimal() else show(text)
+    return show(value) if isinstance(kind, ListKind) else text if text.isdecimal() else show(text)
+
+
+def without_password(url: str) -> str:
+    """Return a URL of a store as it may be shown: with asterisks where a password is."""
+    return re.sub(r"(://[^/?#]*?):[^/?#]*@", r"\1:***@", url)
 
 
 def show(raw: object) -> str:

@@ -12,8 +12,10 @@ from typing import Any, Self
 
 from hardserve.edge.budget import Budget
 from hardserve.edge.connection import EdgeContext
-from hardserve.edge.gate import Gate
-from hardserve.edge.parsing import ParserRules
+from hardserve.edge.gate import Gate, Pending
+from hardserve.edge.networks import Networks
+from hardserve.edge.parsing import ParserRules, Request
+from hardserve.edge.ratelimit import RateLimiter
 from hardserve.edge.readers import Readers
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.options import from_keywords
@@ -21,6 +23,7 @@ from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock
 from hardserve.refusals import Refusal
 from hardserve.server import Server
+from hardserve.settings import Settings
 
 # Everything here ends by itself; a test that waits longer than this has failed.
 PATIENCE_S = 10.0
@@ -32,6 +35,9 @@ class RecordingAccessLog(AccessLog):
     def __init__(self) -> None:
         self.entries: list[AccessEntry] = []
         self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<RecordingAccessLog {len(self.entries)} entries>"
 
     def start(self) -> None: ...
 
@@ -94,6 +100,7 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     settings.setdefault("bind", "127.0.0.1:0")
     settings.setdefault("threads", 4)
     # Every client here comes from one address, unless a test says otherwise.
+    settings.setdefault("rate_limiting_default", "off")
     settings.setdefault("limits_client_connections", 0)
     settings.setdefault("limits_client_connection_rate", 0)
     settings.setdefault("max_client_workers", settings["threads"])
@@ -114,6 +121,64 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
         assert not thread.is_alive(), f"the server did not stop: {server!r}"
 
 
+class NoChecks:
+    """Nothing that may block is there to be asked."""
+
+    def password(self, *_: object) -> bool:
+        return False
+
+    def rates(self, *_: object) -> bool:
+        return False
+
+
+def limiter_of(settings: Settings, dry_run: Callable[[str, str], None] = lambda _rule, _client: None) -> RateLimiter:
+    """Return the limiter of a server that shares its counts with nobody."""
+    return RateLimiter(
+        settings.rate_limit,
+        settings.rate_limiting,
+        failures=settings.auth.failures,
+        ipv6_prefix=settings.limits.ipv6_prefix,
+        shared=False,
+        dry_run=dry_run,
+    )
+
+
+def plain_gate(settings: Settings) -> Gate:
+    """Return the gate of a server without a users file and a shared store, which bans nobody."""
+    return Gate(
+        settings,
+        trusted=Networks(settings.proxy.trusted),
+        hosts=settings.access.hosts,
+        limiter=limiter_of(settings),
+        banned=lambda _client, _address, _now: False,
+        ban_left_s=lambda _client, _now: 0.0,
+        auth=None,
+        checks=NoChecks(),
+    )
+
+
+class Somebody:
+    """A connection from an address that is nobody's proxy."""
+
+    peer = ("192.0.2.1", 40_000)
+    client = "192.0.2.1"
+    trusted = False
+    request: Request | None = None
+
+    def decided(self, request: Request, refusal: Refusal | None, now: float) -> None:
+        raise AssertionError("nothing has to be waited for here")
+
+    def close(self, *, reset: bool = False) -> None:
+        raise AssertionError("nothing goes wrong here")
+
+
+def admitted(gate: Gate, request: Request, now: float = 0.0) -> Refusal | None:
+    """Return what `gate` says of a request of somebody, of which it can tell at once."""
+    told = gate.admit(Somebody(), request, now)
+    assert not isinstance(told, Pending)
+    return told
+
+
 def edge_context(
     poller: Any, dispatch: Callable[..., Refusal | None], kind: type[EdgeContext] = EdgeContext, **settings: Any
 ) -> EdgeContext:
@@ -128,9 +193,11 @@ def edge_context(
         budget=budget,
         readers=Readers(max(1, chosen.server.threads // 2), budget, lambda: 0, poller),
         pages=ErrorPages(),
-        admit=Gate(chosen).admit,
+        admit=plain_gate(chosen).admit,
+        identify=lambda *_: None,
         dispatch=dispatch,
         withdraw=lambda *_: False,
+        responded=lambda *_: None,
         log_refusal=lambda *_: None,
         log_cut=lambda *_: None,
         log_turned_away=lambda *_: None,

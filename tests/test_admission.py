@@ -29,6 +29,7 @@ from hardserve.edge.admission import (
     Acceptor,
     AdmissionContext,
     Peer,
+    Peers,
 )
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import BODY, HEAD
@@ -52,7 +53,13 @@ class Rig:
     """An acceptor; the test is its I/O thread, and what is admitted stays open until the test ends it."""
 
     def __init__(
-        self, *binds: str, max_connections: int = 1000, client_connections: int = 0, rate: int = 0, backlog: int = 256
+        self,
+        *binds: str,
+        max_connections: int = 1000,
+        client_connections: int = 0,
+        rate: int = 0,
+        backlog: int = 256,
+        peers: Peers | None = None,
     ) -> None:
         self.stack = contextlib.ExitStack()
         self.listeners = [each for bind in binds or ("127.0.0.1:0",) for each in open_listeners(bind, backlog)]
@@ -61,7 +68,7 @@ class Rig:
         self.open: list[tuple[socket.socket, Peer, str]] = []
         self.idle: list[tuple[socket.socket, Peer, str]] = []  # of those, which may be closed to make room
         self.rooms_asked = 0
-        self.refused: list[tuple[Refusal, str, float]] = []
+        self.refused: list[tuple[Refusal, str]] = []
         self.at_room: Callable[[], None] = lambda: None
         self.acceptor = Acceptor(
             self.listeners,
@@ -73,8 +80,9 @@ class Rig:
                 admitted=self._admitted,
                 make_room=self._make_room,
                 answer=lambda refusal: refusal.text.encode(),
-                refused=lambda refusal, client, now: self.refused.append((refusal, client, now)),
+                refused=lambda refusal, client, _peer: self.refused.append((refusal, client)),
             ),
+            peers=peers or Peers(),
         )
 
     def _admitted(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
@@ -131,7 +139,7 @@ class Rig:
 
     @property
     def told(self) -> Counter[str]:
-        return Counter(refusal.name for refusal, _, _ in self.refused)
+        return Counter(refusal.name for refusal, _ in self.refused)
 
 
 def hears(client: socket.socket) -> str:
@@ -195,7 +203,7 @@ def test_an_ipv6_newcomer_counts_by_its_network() -> None:
             rig.stack.enter_context(socket.create_connection(address, PATIENCE_S))
         rig.turn()
         assert [(peer[0], key) for _, peer, key in rig.open] == [("::1", "::/64")]
-        assert rig.refused == [(CLIENT_CONNECTIONS, "::/64", START)]
+        assert rig.refused == [(CLIENT_CONNECTIONS, "::/64")]
 
 
 def test_a_unix_socket_has_no_limit_per_client(tmp_path: Path) -> None:
@@ -205,7 +213,7 @@ def test_a_unix_socket_has_no_limit_per_client(tmp_path: Path) -> None:
             rig.stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
         rig.turn()
         assert [(peer, key) for _, peer, key in rig.open] == [(("unix:", 0), "")] * 5
-        assert rig.refused == [(CONNECTIONS_FULL, "", START)]
+        assert rig.refused == [(CONNECTIONS_FULL, "")]
 
 
 def test_one_turn_takes_so_many_from_each_listener() -> None:
@@ -233,7 +241,7 @@ def test_a_client_with_too_many_connections_is_told_so_and_nobody_else_is() -> N
         bob = rig.connect(BOB)
         rig.turn()
         assert Counter(key for _, _, key in rig.open) == {ALICE: 2, BOB: 1}
-        assert rig.refused == [(CLIENT_CONNECTIONS, ALICE, START)] * 2
+        assert rig.refused == [(CLIENT_CONNECTIONS, ALICE)] * 2
         assert [hears(each) for each in alice[2:]] == [CLIENT_CONNECTIONS.text] * 2
         assert all(map(is_waiting, (*alice[:2], bob)))
         rig.end(rig.open[0])
@@ -246,7 +254,7 @@ def test_a_client_that_connects_too_often_is_told_so_until_a_while_has_passed() 
     with Rig(rate=1) as rig:
         clients = [rig.connect(ALICE) for _ in range(3)]
         rig.turn()
-        assert rig.refused == [(CLIENT_CONNECTION_RATE, ALICE, START)]
+        assert rig.refused == [(CLIENT_CONNECTION_RATE, ALICE)]
         assert hears(clients[2]) == CLIENT_CONNECTION_RATE.text
         again = rig.connect(ALICE)
         rig.turn(START + 1)
@@ -316,7 +324,7 @@ def test_at_the_cap_and_with_nothing_idle_a_newcomer_is_told_so_and_not_counted(
         new = rig.connect(ALICE)
         rig.turn()
         assert hears(new) == CONNECTIONS_FULL.text
-        assert rig.refused == [(CONNECTIONS_FULL, ALICE, START)]
+        assert rig.refused == [(CONNECTIONS_FULL, ALICE)]
         assert rig.clients.connections(ALICE) == 0
         assert all(map(is_waiting, old))
         # And no pause: the next one that can be let in is.
@@ -351,7 +359,7 @@ def test_with_nothing_idle_newcomers_are_still_answered() -> None:
         with descriptors_left(0):
             rig.turn()
         assert [hears(each) for each in new] == [NO_DESCRIPTORS.text] * 3
-        assert rig.refused == [(NO_DESCRIPTORS, ALICE, START)] * 3
+        assert rig.refused == [(NO_DESCRIPTORS, ALICE)] * 3
         assert rig.clients.connections(ALICE) == 0
         assert is_waiting(old)
         new = [rig.connect()]

@@ -6,49 +6,17 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hardserve.edge.clients import BURST_S, MAX_CLIENTS, Clients, client_key
+from hardserve.edge.clients import BURST_S, MAX_CLIENTS, Clients
 from hardserve.refusals import CLIENT_CONNECTION_RATE, CLIENT_CONNECTIONS, Refusal
 
 START = 1000.0
 ALICE, BOB, CAROL = "192.0.2.1", "192.0.2.2", "2001:db8::/64"
 
 # --- who is a client ---
-
-
-@pytest.mark.parametrize(
-    ("host", "client"),
-    [
-        pytest.param("192.0.2.7", "192.0.2.7", id="an IPv4 address is itself"),
-        pytest.param("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", id="an IPv6 address counts by its network"),
-        pytest.param("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64", id="another one of the same network is the same"),
-        pytest.param("2001:db8:1:3::1", "2001:db8:1:3::/64", id="one of the next network is another client"),
-        pytest.param("::1", "::/64", id="the loopback address is one of a network, too"),
-        pytest.param("::ffff:192.0.2.7", "192.0.2.7", id="an IPv4 address on an IPv6 socket is the IPv4 one"),
-        pytest.param("::ffff:0:192.0.2.7", "::/64", id="a translated address is not a mapped one"),
-        pytest.param("64:ff9b::192.0.2.7", "64:ff9b::/64", id="nor is one behind NAT64"),
-        pytest.param("fe80::1:2%eth0", "fe80::/64", id="a zone is ignored"),
-        pytest.param("unix:", "", id="a Unix socket's peer is nobody"),
-    ],
-)
-def test_client_key(host: str, client: str) -> None:
-    assert client_key((host, 4711)) == client
-
-
-@given(st.ip_addresses(v=6), st.integers(0, 2**64 - 1))
-def test_all_addresses_of_a_network_are_one_client_and_no_others(address: object, last_half: int) -> None:
-    import ipaddress
-
-    assert isinstance(address, ipaddress.IPv6Address)
-    network = ipaddress.IPv6Network((address, 64), strict=False)
-    expected = str(network) if address.ipv4_mapped is None else str(address.ipv4_mapped)
-    assert client_key((str(address), 1)) == expected
-    sibling = network.network_address + last_half
-    if sibling.ipv4_mapped is None and address.ipv4_mapped is None:
-        assert client_key((str(sibling), 1)) == expected
 
 
 # --- the cap ---

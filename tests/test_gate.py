@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardserve import refusals
-from hardserve.edge.gate import Gate
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.loader.bodycap import give_body_cap
 from hardserve.options import from_keywords
 from hardserve.refusals import Refusal
-from tests.support import serving
+from tests.support import admitted, plain_gate, serving
 
 SETTINGS = from_keywords(
     limits_body=10,
@@ -32,7 +31,7 @@ def judged(head: bytes) -> tuple[Request, Refusal | None]:
     request = Request(ParserRules(SETTINGS.limits), 0.0)
     request.feed(head + b"\r\nHost: a\r\n\r\n")
     assert (request.refusal, request.headers_finished) == (None, True)
-    return request, Gate(SETTINGS).admit(request)
+    return request, admitted(plain_gate(SETTINGS), request)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_no_spelling_made_by_rule_gets_past_either(data: st.DataObject) -> None:
 
 
 def test_the_gate_shows_itself() -> None:
-    assert repr(Gate(SETTINGS)) == "<Gate <Routes 3>>"
+    assert repr(plain_gate(SETTINGS)).startswith("<Gate <Routes 3>, <RateLimiter")
 
 
 # Over a socket
@@ -106,7 +105,7 @@ def test_the_gate_shows_itself() -> None:
 @pytest.mark.parametrize(
     ("size", "status"), [(20, 200), (21, 413)], ids=["exactly the cap of the route", "a byte more than it"]
 )
-@pytest.mark.parametrize("target", ["/upload", "//x/..//%75pload/"])
+@pytest.mark.parametrize("target", ["/upload", "//%75pload/"])
 def test_a_chunked_body_is_held_to_the_cap_of_its_route(target: str, size: int, status: int) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])

@@ -1,5 +1,6 @@
 """Where settings come from, which source counts, and what is said about mistakes."""
 
+import math
 import os
 import re
 import tomllib
@@ -31,12 +32,19 @@ from hardserve.settings import (
     Choice,
     Duration,
     ErrorPageSettings,
+    FilePath,
+    HostList,
     Int,
     Kind,
+    NetworkList,
     Output,
+    Rate,
+    RateLimitSettings,
     RouteSettings,
     Settings,
     Size,
+    StorageUrl,
+    Text,
 )
 from hardserve.values import format_size, plain, write
 
@@ -106,22 +114,33 @@ def test_each_value_says_where_it_came_from(tmp_path: Path) -> None:
     assert resolved.settings.server.drain == 1.0
 
 
-def values_of(kind: Kind) -> st.SearchStrategy[Any]:
+def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: PLR0911  # one for each kind
     match kind:
         case Choice():
             return st.sampled_from(kind.values)
         case Duration():
-            return st.integers(int(kind.min * 10), int(kind.max * 10)).map(lambda tenths: tenths / 10)
+            return st.integers(math.ceil(kind.min * 10), int(kind.max * 10)).map(lambda tenths: tenths / 10)
         case Int() | Size():
             return st.integers(kind.min, kind.max)
-        case Output():
+        case Output() | FilePath():
             return st.sampled_from([*kind.words, "/var/log/a", "./b"])
+        case NetworkList():
+            return st.lists(st.integers(0, 99).map("192.0.2.{}".format), max_size=3, unique=True).map(tuple)
+        case HostList():
+            return st.lists(st.integers(0, 99).map("h{}.example".format), max_size=3, unique=True).map(tuple)
+        case Rate():
+            return st.integers(1, 99).map("{}/minute".format)
+        case StorageUrl():
+            return st.sampled_from(["memory", "redis://127.0.0.1:6379/0"])
+        case Text():
+            return st.sampled_from(["hardserve", "the shop"])
         case _:
             return st.lists(st.integers(3, 99).map("fd:{}".format), min_size=1, max_size=3, unique=True).map(tuple)
 
 
 # Those of which any combination is allowed.
-FREE = [option for option in OPTIONS if not option.key.startswith(("limits.", "log."))]
+BOUND = ("limits.", "log.", "auth.", "ban.", "server.threads", "server.max_client_workers")
+FREE = [option for option in OPTIONS if not option.key.startswith(BOUND)]
 SOURCES = st.fixed_dictionaries({}, optional={option.key: values_of(option.kind) for option in FREE})
 
 
@@ -157,7 +176,7 @@ def test_of_any_mix_of_sources_the_strongest_that_has_a_value_counts(
     )
 
     for option in OPTIONS:
-        value = getattr(getattr(resolved.settings, option.section), option.name)
+        value = getattr(getattr(resolved.settings, option.section), option.attribute)
         sources = (flags, environ, dotenv, toml, {option.key: option.default})
         assert value == next(source[option.key] for source in sources if option.key in source)
         origin = resolved.origins[option.key]
@@ -480,13 +499,13 @@ level = "error"
     )
     assert resolved.settings.error_page == (ErrorPageSettings(status=413, file="413.html"),)
     assert (resolved.settings.server.threads, resolved.settings.log.level) == (3, "error")
-    assert {key: origin for key, origin in resolved.origins.items() if "[" in key} == {
+    origins = {key: origin for key, origin in resolved.origins.items() if "[" in key}
+    assert {origins.pop(key) for key in ("route[0].allow", "route[1].methods", "route[1].max_body")} == {"default"}
+    assert {key: origin for key, origin in origins.items() if origin != "default"} == {
         "route[0].path": "hardserve.toml:2",
         "route[0].methods": "hardserve.toml:3",
         "route[0].max_body": "hardserve.toml:4",
         "route[1].path": "hardserve.toml:12",
-        "route[1].methods": "default",
-        "route[1].max_body": "default",
         "error_page[0].status": "hardserve.toml:9",
         "error_page[0].file": "hardserve.toml:10",
     }
@@ -1034,7 +1053,7 @@ def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Pa
     (tmp_path / "hardserve.toml").write_text(text)
     (tmp_path / "413.html").write_text("the page that it names for an example")
     resolved = resolve(environ={}, directory=tmp_path)
-    assert replace(resolved.settings, route=(), error_page=()) == Settings()
+    assert replace(resolved.settings, route=(), rate_limit=(), error_page=()) == Settings()
     assert "default" not in resolved.origins.values()
     for option in OPTIONS:
         assert option.help[:40] in text
@@ -1048,7 +1067,31 @@ def test_the_example_of_a_table_sets_everything_in_it(tmp_path: Path) -> None:
     (tmp_path / "413.html").touch()
     (tmp_path / "hardserve.toml").write_text(re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml()))
     settings = resolve(environ={}, directory=tmp_path).settings
-    assert settings.route == (RouteSettings(path="/upload", methods=("POST",), max_body=1024 * MIB),)
+    assert settings.route == (
+        RouteSettings(
+            path="/upload",
+            methods=("POST",),
+            max_body=1024 * MIB,
+            allow=("private",),
+            deny=("192.0.2.0/24",),
+            allowed_methods=("GET", "POST"),
+            auth="off",
+        ),
+    )
+    assert settings.rate_limit == (
+        RateLimitSettings(
+            limit="300/minute",
+            path="/login",
+            methods=("POST",),
+            key="client+path",
+            strategy="moving-window",
+            burst=20,
+            cost=5,
+            exempt=("loopback",),
+            status=(401, 404),
+            dry_run="on",
+        ),
+    )
     assert settings.error_page == (ErrorPageSettings(status=413, file="413.html"),)
 
 
@@ -1059,3 +1102,28 @@ def test_the_committed_reference_is_not_stale() -> None:
 
 def test_resolved_settings_show_themselves() -> None:
     assert "ServerSettings" in repr(Resolved(Settings(), {}, None, None))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        pytest.param({"bind": "127.0.0.1:0?proxy_protocol"}, "expected also proxy.trusted", id="a port for nobody"),
+        pytest.param({"auth_required": "on"}, "expected also auth.users", id="passwords of nobody"),
+        pytest.param({"route": [{"path": "/a", "auth": "on"}]}, "expected also auth.users", id="nor on a route"),
+        pytest.param({"rate_limit": [{"limit": "9/minute", "key": "user"}]}, "expected also auth.users", id="no user"),
+        pytest.param(
+            {"rate_limit": [{"limit": "1/second; 9/minute", "burst": 2}]}, "expected one rate in limit", id="two rates"
+        ),
+        pytest.param(
+            {"rate_limit": [{"limit": "9/minute", "cost": 10}]}, "expected at most 9", id="too dear a request"
+        ),
+        pytest.param({"rate_limit": [{"limit": "9/minute", "burst": 1, "cost": 3}]}, "at most 2", id="also at once"),
+        pytest.param(
+            {"threads": 2, "max_client_workers": 3}, "expected at most threads = 2", id="more than all"
+        ),
+        pytest.param({"ban_for": "2h", "ban_ceiling": "1h"}, "expected at most ban_ceiling", id="above the ceiling"),
+    ],
+)
+def test_what_cannot_be_meant_together_is_said(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        from_keywords(**keywords)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hardserve import refusals
 from hardserve.pages import ACCEPT_MAX, HTML, JSON, OFFERS, PROBLEM, TEXT, ErrorPages, preferred
 from hardserve.protocol import REASONS
-from hardserve.refusals import Refusal
+from hardserve.refusals import BANNED, RATE_LIMITED, Refusal
 from hardserve.settings import ErrorPageSettings
 from tests.support import PATIENCE_S, switching_often
 
@@ -181,7 +181,9 @@ def test_every_refusal_in_every_form(refusal: Refusal, accept: str) -> None:
     assert fields["Vary"] == "Accept"
     assert fields["X-Request-ID"] == ID
     assert fields["Date"] == DATE
-    assert fields.get("Retry-After") == ("1" if refusal.status in (429, 503) else None)
+    assert fields.get("Retry-After") == (
+        "1" if refusal.status in (429, 503) and refusal not in (BANNED, RATE_LIMITED) else None
+    )
     assert "Connection" not in fields
     assert refusal.text in body
     assert body.count(ID) == 1
@@ -435,7 +437,9 @@ def test_a_connection_is_turned_away_in_plain_text(tmp_path: Path, refusal: Refu
     assert status_line == f"HTTP/1.1 {refusal.status} {REASONS[refusal.status]}"
     assert body == f"{refusal.status} {REASONS[refusal.status]}\n\n{refusal.text}\n"
     assert int(fields.pop("Content-Length")) == len(body)
-    assert fields.pop("Retry-After", None) == ("1" if refusal.status in (429, 503) else None)
+    assert fields.pop("Retry-After", None) == (
+        "1" if refusal.status in (429, 503) and refusal not in (BANNED, RATE_LIMITED) else None
+    )
     assert fields == {
         "Content-Type": "text/plain; charset=utf-8",
         "Cache-Control": "no-store",

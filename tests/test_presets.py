@@ -24,7 +24,9 @@ def test_a_preset_loads_and_sets_nothing_to_its_default(preset: str) -> None:
     given = tomllib.loads((CONFIG / f"{preset}.toml").read_text())
     keys = {f"{section}.{name}" for section, values in given.items() for name in values}
     changed = {
-        option.key for option in OPTIONS if getattr(getattr(settings, option.section), option.name) != option.default
+        option.key
+        for option in OPTIONS
+        if getattr(getattr(settings, option.section), option.attribute) != option.default
     }
     assert keys == changed
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.test_http import echo, eventually, read_rest
 # Sent with every request that provokes a refusal; nothing of it may come back.
 MARK = b"canary5ec2e7"
 HEAD = b"POST /canary5ec2e7 HTTP/1.1\r\nHost: canary5ec2e7\r\nX-Canary: canary5ec2e7\r\n"
+CREDENTIALS = b"Authorization: Basic " + base64.b64encode(MARK + b":" + MARK) + b"\r\n\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 # What provokes each refusal: settings, and what the client sends.
@@ -41,6 +44,19 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
     refusals.HEADER_TOO_LARGE: ({"limits_header_count": 10}, HEAD + b"X: canary5ec2e7\r\n" * 20 + b"\r\n"),
     refusals.CHUNK_EXTENSIONS_TOO_LARGE: ({"limits_chunk_line": 64}, CHUNKED + b"5;" + MARK * 10 + b"\r\n"),
     refusals.TRAILER_TOO_LARGE: ({"limits_trailer": 64}, CHUNKED + b"0\r\nX-A: " + MARK * 10 + b"\r\n"),
+    refusals.BAD_FORWARDING: ({"proxy_trusted": ["loopback"]}, HEAD + b"X-Forwarded-For: canary5ec2e7\r\n\r\n"),
+    refusals.HOST_MISSING: ({"access_hosts": ["a"]}, b"GET /canary5ec2e7 HTTP/1.0\r\n\r\n"),
+    refusals.HOST_NOT_SERVED: ({"access_hosts": ["a"]}, HEAD + b"\r\n"),
+    refusals.ACCESS_DENIED: ({"access_deny": ["loopback"]}, HEAD + b"\r\n"),
+    refusals.METHOD_NOT_ALLOWED: ({"route": [{"path": "*", "allowed_methods": ["GET"]}]}, HEAD + b"\r\n"),
+    refusals.RATE_LIMITED: ({"rate_limit": [{"limit": "1/minute"}]}, HEAD + b"\r\n"),
+    refusals.BANNED: (
+        {"proxy_trusted": ["loopback"], "ban_after": 1, "ban_exempt": []},
+        HEAD + b"X-Forwarded-For: 192.0.2.1\r\n\r\n",
+    ),
+    refusals.PASSWORD_NEEDED: ({"auth_users": "./users", "auth_required": "on"}, HEAD + b"\r\n"),
+    refusals.PASSWORD_WRONG: ({"auth_users": "./users", "auth_required": "on"}, HEAD + CREDENTIALS),
+    refusals.PASSWORDS_BUSY: ({"auth_users": "./users", "auth_required": "on"}, HEAD + CREDENTIALS),
     refusals.BODY_TOO_LARGE: ({"limits_body": 1000}, HEAD + b"Content-Length: 1001\r\n\r\ncanary5ec2e7"),
     refusals.HEADER_DEADLINE: ({"timeouts_header": "0.1s"}, HEAD),
     refusals.BODY_DEADLINE: ({"timeouts_body": "0.1s"}, HEAD + b"Content-Length: 1000\r\n\r\ncanary5ec2e7"),
@@ -69,13 +85,14 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
 DECLARED = {name: value for name, value in vars(refusals).items() if isinstance(value, Refusal)}
 
 
-# Given to those who have only connected, before a request of theirs is read. tests/test_admission.py and
-# tests/test_lifecycle.py provoke them.
+# Given to those who have only connected, before a request of theirs is read. tests/test_admission.py,
+# tests/test_lifecycle.py and tests/test_proxy.py provoke them.
 AT_ACCEPT = {
     refusals.CONNECTIONS_FULL,
     refusals.NO_DESCRIPTORS,
     refusals.CLIENT_CONNECTIONS,
     refusals.CLIENT_CONNECTION_RATE,
+    refusals.PEER_NOT_TRUSTED,
 }
 
 
@@ -97,6 +114,18 @@ def test_a_declaration_is_complete(refusal: Refusal) -> None:
     assert re.fullmatch(r"RFC \d{4} \d+(\.\d+)*", refusal.section)
 
 
+def bring_about(refusal: Refusal, running: Running, stack: contextlib.ExitStack) -> None:
+    """Have the server in a state in which a client is refused."""
+    if refusal is refusals.RATE_LIMITED:
+        assert stack.enter_context(running.connect()).get("/").status == 200
+    if refusal is refusals.BANNED:
+        for _ in range(10):
+            running.server._bans.offence("192.0.2.1", time.monotonic())
+    if refusal is refusals.PASSWORDS_BUSY:
+        eventually(lambda: hasattr(running.server, "_offload"))
+        running.server._offload._trying["127.0.0.1"] = 1000
+
+
 @contextlib.contextmanager
 def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
     """Serve with the settings that `refusal` needs, in the state in which it is given."""
@@ -109,8 +138,16 @@ def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
             assert release.wait(PATIENCE_S)
         return echo(environ, start_response)
 
-    with serving(app, **PROVOKED[refusal][0]) as running, contextlib.ExitStack() as stack:
+    settings = dict(PROVOKED[refusal][0])
+    with contextlib.ExitStack() as stack:
+        if "auth_users" in settings:
+            users = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".users"))
+            users.write(b"somebody:scrypt:128:8:1$salt$" + b"0" * 128 + b"\n")
+            users.flush()
+            settings["auth_users"] = users.name
+        running = stack.enter_context(serving(app, **settings))
         stack.callback(release.set)
+        bring_about(refusal, running, stack)
         if refusal is refusals.BODY_NOT_STORED:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(tempfile, "tempdir", "/nowhere")  # as a full or vanished disk
@@ -155,11 +192,11 @@ def test_is_produced(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None
         if refusal.close:
             assert client.receive_all() == b"", "something came after the refusal"
         else:
-            assert client.get("/fail").status in (500, 503), "the connection was not kept"
-        entry = running.log.wait_for(1)[0]
+            assert client.get("/fail").status in (500, 503, 401, refusal.status), "the connection was not kept"
+        entry = next(entry for entry in running.log.wait_for(1) if entry.status != 200)
         assert (entry.refusal, entry.status) == (refusal.name, refusal.status)
         assert (entry.request_id, entry.bytes_sent) == (request_id, len(head + body))
-        assert entry.client == "127.0.0.1"
+        assert entry.client == ("192.0.2.1" if refusal is refusals.BANNED else "127.0.0.1")
     said = [record for record in caplog.records if refusal.name in record.getMessage()]
     if refusal is not refusals.APP_FAILED:  # which logs a traceback instead
         assert [record.levelno for record in said[:2]] == [logging.DEBUG, refusal.level]
@@ -201,5 +238,5 @@ def test_an_entry_of_the_access_log_for_garbage_is_harmless() -> None:
     with refusing(refusals.BAD_REQUEST_LINE) as (running, client):
         client.send(b"\x1b[31m\0 what\r\n")
         assert client.response().status == 400
-        entry = running.log.wait_for(1)[0]
+        entry = next(entry for entry in running.log.wait_for(1) if entry.status != 200)
         assert (entry.method, entry.target, entry.referer, entry.user_agent) == ("", "", "", "")

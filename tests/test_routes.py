@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardserve.edge.routes import PathPattern, Routes, normalized
+from hardserve.edge.routes import PathPattern, Routes, normalized, spellings
 from hardserve.settings import LimitSettings, RouteSettings
 
 LIMITS = LimitSettings(body=100)
@@ -155,11 +155,34 @@ def test_the_first_route_that_fits_counts(method: str, path: str, max_body: int)
         ],
         LIMITS,
     )
-    assert routes.max_body(method, path, "text/plain") == max_body
+    assert routes.max_body(routes.find(method, path), "text/plain") == max_body
 
 
 def test_without_routes_the_limit_of_all_counts() -> None:
-    assert Routes((), LIMITS).max_body("POST", "//x", "") == 100
+    routes = Routes((), LIMITS)
+    assert routes.max_body(routes.find("POST", "//x"), "") == 100
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        pytest.param("/a/b", ("/a/b",), id="a path as everybody writes it"),
+        pytest.param("/a/", ("/a/",), id="a slash at the end"),
+        pytest.param("/.well-known/x", ("/.well-known/x",), id="a dot that is part of a name"),
+        pytest.param("/item/..", ("/", "/item/.."), id="dots that an app may take for a name"),
+        pytest.param("/a//./b", ("/a/b", "/a/./b", "/a//./b"), id="slashes that an app may merge"),
+        pytest.param("", ("/", ""), id="no path at all"),
+    ],
+)
+def test_spellings(path: str, expected: tuple[str, ...]) -> None:
+    assert spellings(path) == expected
+
+
+def test_a_path_that_can_be_read_in_two_ways_is_held_to_the_strictest_of_its_routes() -> None:
+    routes = Routes([RouteSettings(path="/open/*", max_body=1000), RouteSettings(path="/admin/*", max_body=5)], LIMITS)
+    found = routes.find("POST", "/admin/../open/x")
+    assert [route and route.settings.path for route in found] == ["/open/*", "/admin/*"]
+    assert routes.max_body(found, "text/plain") == 5
 
 
 def test_routes_show_themselves() -> None:

@@ -14,14 +14,22 @@ from hardserve.settings import (
     AddressList,
     Choice,
     Duration,
+    FilePath,
+    HostList,
     Int,
     Kind,
     MethodList,
+    NetworkList,
     Output,
     PageFile,
     PathGlob,
+    Rate,
+    RateKey,
     RefusalStatus,
     Size,
+    StatusList,
+    StorageUrl,
+    Text,
 )
 from hardserve.values import (
     FdAddress,
@@ -39,6 +47,7 @@ from hardserve.values import (
     plain,
     refusal_statuses,
     show,
+    without_password,
     write,
 )
 
@@ -410,3 +419,81 @@ def test_text_is_shown_as_toml_reads_it(text: str) -> None:
     import tomllib
 
     assert tomllib.loads(f"a = {show(text)}") == {"a": text}
+
+
+# --- who may come in, and how often ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "value"),
+    [
+        pytest.param(NetworkList(), ["192.0.2.0/24", "unix"], ("192.0.2.0/24", "unix"), id="a network and a word"),
+        pytest.param(NetworkList(), "2001:DB8::1", ("2001:db8::1",), id="one address, alone"),
+        pytest.param(NetworkList(), [], (), id="no network"),
+        pytest.param(HostList(), ["Example.com.", ".b.example"], ("example.com", ".b.example"), id="names"),
+        pytest.param(HostList(), ["::1", "192.0.2.1", "*"], ("[::1]", "192.0.2.1", "*"), id="addresses, and any"),
+        pytest.param(StatusList(), [401, "404"], (401, 404), id="statuses"),
+        pytest.param(Rate(), "300/minute", "300/minute", id="a rate"),
+        pytest.param(Rate(off=True), "OFF", "off", id="no rate"),
+        pytest.param(Rate(several=True), "20/second; 300 per 5 minutes", "20/second; 300 per 5 minutes", id="windows"),
+        pytest.param(RateKey(), "header:X-Api-Key", "header:X-Api-Key", id="a key"),
+        pytest.param(StorageUrl(), "redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0", id="a store"),
+        pytest.param(FilePath(("none",)), "none", "none", id="a word in the place of a file"),
+        pytest.param(Text(9), "the shop", "the shop", id="text"),
+    ],
+)
+def test_a_rule_is_read(kind: Kind, raw: object, value: object) -> None:
+    assert parse(kind, raw) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "message"),
+    [
+        pytest.param(NetworkList(), ["192.0.2.7/24"], "probably meant is 192.0.2.0/24", id="host bits"),
+        pytest.param(NetworkList(), ["localnet"], "or one of unix, loopback, private", id="no network"),
+        pytest.param(NetworkList(), ["unix", "unix"], "expected each once", id="a network twice"),
+        pytest.param(HostList(), ["example.com:80"], "without a port", id="a host with a port"),
+        pytest.param(HostList(), ["a b"], 'expected a name such as "example.com"', id="no host"),
+        pytest.param(Rate(), "300", 'expected a rate such as "300/minute"', id="no time"),
+        pytest.param(Rate(), "0/minute", "expected from 1 to", id="nothing at all"),
+        pytest.param(Rate(), "1/second; 9/minute", 'expected one rate, such as "300/minute"', id="several for one"),
+        pytest.param(Rate(several=True), "1/minute; 2/minute", "one rate for each length", id="a time twice"),
+        pytest.param(Rate(several=True), "9/second; 9/minute", "never counts beside", id="a window without effect"),
+        pytest.param(Rate(), "off", "expected a rate", id="off where there must be one"),
+    ],
+)
+def test_what_can_be_no_rule_is_explained(kind: Kind, raw: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(kind, raw)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        pytest.param(StatusList(), [99], id="no status"),
+        pytest.param(StatusList(), [404, 404], id="a status twice"),
+        pytest.param(RateKey(), "address", id="no key"),
+        pytest.param(RateKey(), "header:", id="no header"),
+        pytest.param(StorageUrl(), "mysql://a", id="a store that nobody knows"),
+        pytest.param(FilePath(), "users", id="a word that is no file"),
+        pytest.param(Text(9), 'a "quote"', id="a quote"),
+        pytest.param(Text(9), "a\r\nb", id="a line break"),
+        pytest.param(Text(3), "four", id="too long"),
+    ],
+)
+def test_what_is_allowed_says_enough(kind: Kind, raw: object) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse(kind, raw)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@h:1/0", "redis://user:***@h:1/0"),
+        ("redis://:se:cret@h", "redis://:***@h"),
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("memory", "memory"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown

@@ -3,8 +3,9 @@
 I/O thread only. It hands accepted sockets on, and knows neither what is said on them nor what a refusal looks like on
 the wire.
 
-A newcomer is asked first whether its client has too many connections, or too many of late (clients.py), so that no
-client that is over its limits costs another one its connection. Then there must be a place: at the cap, the connection
+A client that is banned is dropped without a word. A newcomer is asked next whether its client has too many connections,
+or too many of late (clients.py), so that no client that is over its limits costs another one its connection; a trusted
+proxy is nobody in particular, and has as many as it likes. Then there must be a place: at the cap, the connection
 that has been idle for longest is closed, and only if none is idle the newcomer is turned away.
 
 Running out of file descriptors is that same cap, found by `accept` and not by counting. One descriptor is kept in
@@ -22,13 +23,15 @@ import os
 import select
 import selectors
 import socket
+import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from hardserve.edge.clients import Clients, client_key
+from hardserve.edge.clients import Clients
 from hardserve.edge.listener import Listener
-from hardserve.refusals import CONNECTIONS_FULL, NO_DESCRIPTORS, Refusal
+from hardserve.edge.networks import Networks, prefix_key
+from hardserve.refusals import BANNED, CONNECTIONS_FULL, NO_DESCRIPTORS, PEER_NOT_TRUSTED, Refusal
 
 logger = logging.getLogger("hardserve.edge")
 
@@ -51,7 +54,30 @@ BROKEN = frozenset(
 )  # fmt: skip
 READ_BYTES = 65536
 
+# Closing with this sends a reset, and leaves nothing of the connection in the kernel (socket(7)).
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
 Peer = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """What is known of a peer by its address: whose connections it makes, and whether it is let in at all.
+
+    `trusted` are the proxies whose word for who the client is counts; `ipv6_prefix` is by how many bits of an IPv6
+    address its client is counted; `banned(client, address, now)` is whether a client at an address is to be dropped.
+    """
+
+    trusted: Networks = field(default_factory=lambda: Networks(()))
+    ipv6_prefix: int = 64
+    banned: Callable[[str, str, float], bool] = lambda _client, _address, _now: False
+
+    def is_trusted(self, peer: Peer) -> bool:
+        return bool(self.trusted) and self.trusted.contains(peer[0])
+
+    def client(self, peer: Peer) -> str:
+        """Return by whom a peer's connections are counted: "" is nobody in particular, as a trusted proxy is."""
+        return "" if self.is_trusted(peer) else prefix_key(peer[0], 32, self.ipv6_prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +86,7 @@ class AdmissionContext:
 
     `open_connections()` is how many there are. `admitted(socket, peer, client, listener, now)` takes over a
     non-blocking socket, and owes `Clients.left(client)` when it ends. `make_room(now)` closes a connection that is
-    idle, and returns whether there was one. `answer(refusal)` is a whole response. `refused(refusal, client, now)` is
+    idle, and returns whether there was one. `answer(refusal)` is a whole response. `refused(refusal, client, peer)` is
     told of every newcomer that was turned away; nothing else is logged of it.
     """
 
@@ -68,7 +94,7 @@ class AdmissionContext:
     admitted: Callable[[socket.socket, Peer, str, Listener, float], None]
     make_room: Callable[[float], bool]
     answer: Callable[[Refusal], bytes]
-    refused: Callable[[Refusal, str, float], None]
+    refused: Callable[[Refusal, str, Peer], None]
 
 
 def turn_away(accepted: socket.socket, answer: bytes) -> None:
@@ -97,12 +123,14 @@ class Acceptor:
         max_connections: int,
         clients: Clients,
         ctx: AdmissionContext,
+        peers: Peers,
     ) -> None:
         self._listeners = list(listeners)
         self._selector = selector
         self._max_connections = max_connections
         self._clients = clients
         self._ctx = ctx
+        self._peers = peers
         self._accepting = False
         self._finishing = False
         self._again_at = 0.0
@@ -133,11 +161,13 @@ class Acceptor:
         if self._accepting:
             self._accepting = False
             for listener in self._listeners:
-                self._selector.unregister(listener.socket)
+                with contextlib.suppress(Exception):  # a bug of ours may have met it before all were registered
+                    self._selector.unregister(listener.socket)
 
-    def _pause(self, now: float) -> None:
-        self._look_away()
+    def pause(self, now: float) -> None:
+        """Leave those who wait in the kernel's queue for `PAUSE_S`."""
         self._again_at = now + PAUSE_S
+        self._look_away()
 
     # --- accepting ---
 
@@ -151,17 +181,21 @@ class Acceptor:
                 arrival, short = self._next_at_any_price(listener, now)
             except OSError as error:
                 self._complain(error, now)
-                self._pause(now)
+                self.pause(now)
                 return
             if arrival is None:
                 return
-            refusal = self._judge(*arrival, listener, now, short=short)
+            try:
+                refusal = self._judge(*arrival, listener, now, short=short)
+            except Exception:
+                arrival[0].close()  # a bug of ours; it is not to cost a descriptor, too
+                raise
             if short:
                 self._take_reserve()
             if refusal is NO_DESCRIPTORS:
                 without_descriptor += 1
                 if without_descriptor == NO_DESCRIPTORS_PER_TURN:
-                    self._pause(now)
+                    self.pause(now)
                     return
 
     def _next_at_any_price(self, listener: Listener, now: float) -> tuple[tuple[socket.socket, Peer] | None, bool]:
@@ -197,20 +231,37 @@ class Acceptor:
         self, accepted: socket.socket, peer: Peer, listener: Listener, now: float, *, short: bool
     ) -> Refusal | None:
         """Hand a newcomer on, or turn it away and return why. `short` is that it took the last descriptor."""
-        client = client_key(peer)
-        refusal = self._clients.admit(client, now)
-        if refusal is None and (short or self._ctx.open_connections() >= self._max_connections):
-            if self._ctx.make_room(now):
-                self._hand_on(accepted, peer, client, listener, now)
-                return None
-            self._clients.left(client)
-            refusal = NO_DESCRIPTORS if short else CONNECTIONS_FULL
+        client = self._peers.client(peer)
+        if self._peers.banned(client, peer[0], now):
+            self._drop(accepted, client, peer)
+            return BANNED
+        if listener.proxy_protocol and not self._peers.is_trusted(peer):
+            refusal: Refusal | None = PEER_NOT_TRUSTED
+        else:
+            refusal = self._admit(client, now, short=short)
         if refusal is None:
             self._hand_on(accepted, peer, client, listener, now)
         else:
             turn_away(accepted, self._ctx.answer(refusal))
-            self._ctx.refused(refusal, client, now)
+            self._ctx.refused(refusal, client, peer)
         return refusal
+
+    def _admit(self, client: str, now: float, *, short: bool) -> Refusal | None:
+        """Count one more connection of `client`, and make room for it where there is none."""
+        refusal = self._clients.admit(client, now)
+        if refusal is None and (short or self._ctx.open_connections() >= self._max_connections):
+            if self._ctx.make_room(now):
+                return None
+            self._clients.left(client)
+            refusal = NO_DESCRIPTORS if short else CONNECTIONS_FULL
+        return refusal
+
+    def _drop(self, accepted: socket.socket, client: str, peer: Peer) -> None:
+        with contextlib.suppress(OSError):
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        with contextlib.suppress(OSError):
+            accepted.close()
+        self._ctx.refused(BANNED, client, peer)
 
     def _hand_on(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
         accepted.setblocking(False)
@@ -292,9 +343,12 @@ class Acceptor:
             if arrival is None:
                 return True
             accepted, peer = arrival
-            client = client_key(peer)
-            self._clients.count(client, now)
-            self._hand_on(accepted, peer, client, listener, now)
+            client = self._peers.client(peer)
+            if self._peers.banned(client, peer[0], now):
+                self._drop(accepted, client, peer)
+            else:
+                self._clients.count(client, now)
+                self._hand_on(accepted, peer, client, listener, now)
         # Who is served is not to be waited for on behalf of nobody: the end may come when the last of them leaves.
         waiting = select.poll()
         waiting.register(listener.socket, select.POLLIN)

@@ -97,11 +97,11 @@ def _fits(more: int, kept: int, own: int, limit: int, share: int) -> bool:
 class Holding:
     """What one request keeps."""
 
-    __slots__ = ("_budget", "_client", "_files", "_memory")
+    __slots__ = ("_budget", "_files", "_memory", "client")
 
     def __init__(self, budget: Budget, client: str) -> None:
         self._budget = budget
-        self._client = client
+        self.client = client
         self._memory = 0
         self._files = 0
 
@@ -111,9 +111,9 @@ class Holding:
     def update(self, memory: int, files: int) -> bool:
         """Say how much is kept now; return whether it may be. What may not be kept is counted until `release`."""
         more_memory, more_files = memory - self._memory, files - self._files
-        fits = (more_memory <= 0 and more_files <= 0) or self._budget.allows(self._client, more_memory, more_files)
+        fits = (more_memory <= 0 and more_files <= 0) or self._budget.allows(self.client, more_memory, more_files)
         self._memory, self._files = memory, files
-        self._budget.add(self._client, more_memory, more_files)
+        self._budget.add(self.client, more_memory, more_files)
         return fits
 
     def release(self) -> None:

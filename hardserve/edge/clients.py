@@ -6,7 +6,6 @@ whether one more connection is too many.
 
 from __future__ import annotations
 
-import socket
 from collections import OrderedDict
 
 from hardserve.refusals import CLIENT_CONNECTION_RATE, CLIENT_CONNECTIONS, Refusal
@@ -20,30 +19,11 @@ TOLERANCE = 0.01
 # Looked at for each that is added, so that the table shrinks faster than it grows.
 FORGOTTEN_AT_ONCE = 2
 
-_MAPPED_IPV4 = b"\0" * 10 + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 2.5.5.2
-_LOWER_HALF = b"\0" * 8
-
-
-def client_key(peer: tuple[str, int]) -> str:
-    """Return who is behind the address of a socket: an IPv4 address, or the /64 network of an IPv6 address.
-
-    A /64 is the least that one customer is given (RFC 6177), and whoever has one has all of its addresses. An
-    IPv4-mapped address is the IPv4 one, and a zone id is left out. A Unix socket, ("unix:", 0), is "", which is nobody:
-    no limit per client applies to it. Raises OSError for a host that is no address, which the kernel never reports.
-    """
-    host = peer[0]
-    if ":" not in host:
-        return host
-    if host == "unix:":
-        return ""
-    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if packed.startswith(_MAPPED_IPV4):
-        return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(socket.AF_INET6, packed[:8] + _LOWER_HALF) + "/64"
-
 
 class Clients:
-    """Counts connections by client. Each one that is admitted or counted must be followed by one `left`.
+    """Counts connections by client: an address, or a network (`networks.prefix_key`); "" is nobody, without a limit.
+
+    Each one that is admitted or counted must be followed by one `left`.
 
     `max_connections` may be open from one client at once, and `rate` may begin in a second, or twice as many at once
     after a pause (a token bucket); 0 is no limit. As in nginx, a connection that is refused counts against neither: a

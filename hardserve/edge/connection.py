@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 The I/O thread reads, parses and judges. When a request is complete it calls `EdgeContext.dispatch`, and the
 connection is BUSY: from then on one worker, and no other, answers through `write` and `finish`. `finish` hands the
-connection back.
+connection back. It is BUSY, too, while a check thread finds out what the gate could not tell at once; then `decided`
+goes on with it, on the I/O thread.
 
 Which thread owns what:
 
@@ -47,20 +48,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hardserve import refusals
 from hardserve.edge.budget import Budget, Holding
+from hardserve.edge.gate import PENDING, Verdict
 from hardserve.edge.outbox import Outbox, Report
 from hardserve.edge.parsing import ParserRules, Request
+from hardserve.edge.proxyprotocol import ProxyHeader
 from hardserve.edge.readers import JUDGED_S, Readers
 from hardserve.pages import ErrorPages
 from hardserve.protocol import CONTINUE, ClientDisconnectedError, DateClock
+from hardserve.refusals import Cut, Refusal
 
 if TYPE_CHECKING:
     from hardserve.edge.listener import Listener
     from hardserve.edge.transport import Transport
-    from hardserve.refusals import Cut, Refusal
     from hardserve.settings import Settings
 
 READ_BYTES = 65536
@@ -82,7 +85,7 @@ class Phase(Enum):
     IDLE = "idle"  # no byte of a next request has come
     HEAD = "head"  # some of a request head has come
     BODY = "body"  # the head was admitted, some of the body is missing
-    BUSY = "busy"  # a complete request is waiting for a worker or with one
+    BUSY = "busy"  # a complete request is waiting for a worker or with one, or a head for the gate's decision
     LINGER = "linger"  # the last answer is out or on its way; what still arrives is discarded
     CLOSED = "closed"
 
@@ -111,12 +114,15 @@ class EdgeContext:
     budget: Budget
     readers: Readers
     pages: ErrorPages
-    admit: Callable[[Request], Refusal | None]
+    admit: Callable[[Connection, Request, float], Verdict]
+    identify: Callable[[Connection, tuple[str, int], float], Refusal | Cut | None]  # once a PROXY header names the peer
     dispatch: Callable[[Connection, Request, float], Refusal | None]
     withdraw: Callable[[Connection, Request], bool]  # what was dispatched and no worker has taken; whether it was so
+    responded: Callable[[Any, int], None]  # what the limiter hung on a request, and the status of its response
     log_refusal: Callable[[Connection, Request, Refusal, int], None]  # with the bytes that were answered
     log_cut: Callable[[Connection, Request | None, Cut], None]  # the request that is not answered because of it
-    log_turned_away: Callable[[Refusal, str], None]  # a client that was refused before it could ask
+    log_turned_away: Callable[[Refusal, str, str], None]  # a client that was refused before it could ask, its address
+    give_way: Callable[[], None] = lambda: None  # lets go of the interpreter lock, if a worker is waiting for it
     draining: bool = False
 
     def idle_s(self) -> float:
@@ -133,19 +139,31 @@ class Connection:
     """See the module's head for which thread may call what."""
 
     __slots__ = (
-        "_aborted", "_ahead_counted", "_ctx", "_drained", "_ended_by", "_reading", "_served", "_writing", "abandon",
-        "ahead", "begun", "client", "eof", "linger_until", "lingered", "listener", "lock", "open_ended", "opened",
-        "outbox", "peer", "phase", "read_deadline", "request", "slot", "transport", "waited_since", "write_deadline",
+        "_aborted", "_ahead_counted", "_ctx", "_deciding", "_drained", "_ended_by", "_proxy_header", "_reading",
+        "_served", "_writing", "abandon", "ahead", "begun", "client", "eof", "linger_until", "lingered", "listener",
+        "lock", "open_ended", "opened", "outbox", "peer", "phase", "read_deadline", "refused", "request", "secure",
+        "slot", "transport", "trusted", "waited_since", "write_deadline",
     )  # fmt: skip
 
     def __init__(
-        self, ctx: EdgeContext, transport: Transport, peer: tuple[str, int], client: str, listener: Listener, now: float
+        self,
+        ctx: EdgeContext,
+        transport: Transport,
+        peer: tuple[str, int],
+        client: str,
+        listener: Listener,
+        now: float,
+        *,
+        trusted: bool = False,
+        proxy_protocol: bool = False,
     ) -> None:
         # For its lifetime.
         self._ctx = ctx
         self.transport = transport
         self.peer = peer  # host and port; ("unix:", 0) on a Unix socket
         self.client = client  # by whom it is counted; "" is nobody in particular
+        self.trusted = trusted  # the peer is a proxy whose word for who the client is counts
+        self.secure = False  # the client speaks TLS with the proxy in front, which says so in its PROXY header
         self.opened = now
         self.listener = listener
         self.lock = threading.Lock()
@@ -155,12 +173,18 @@ class Connection:
         self._writing = False
         self.eof = False
         self._served = 0  # requests
+        self.refused = False  # the last of them
         self._ended_by: Cut = refusals.CLIENT_LEFT
         # For one request.
         self.request: Request | None = None
+        self._deciding = False  # BUSY, and no worker knows of it
         self.ahead = b""  # arrived, not parsed yet
         self._ahead_counted = 0
         self.read_deadline = now + min(ctx.settings.timeouts.first_byte, ctx.idle_s())
+        self._proxy_header: ProxyHeader | None = None  # while it is awaited
+        if proxy_protocol:
+            self._proxy_header = ProxyHeader()
+            self.read_deadline = min(self.read_deadline, now + ctx.settings.timeouts.header)
         self.lingered = 0  # bytes
         self.linger_until = math.inf
         # For one response.
@@ -261,6 +285,9 @@ class Connection:
             self._update_interest(read=reading)
 
     def _parse_ahead(self, now: float) -> None:
+        if self._proxy_header is not None:
+            self._read_proxy_header(self._proxy_header, now)
+            return
         request = self.request
         if request is None:
             request = self.request = Request(self._ctx.rules, now)
@@ -268,34 +295,95 @@ class Connection:
         had_head = request.headers_finished
         consumed = request.feed(data)
         self.ahead = data[consumed:] if consumed < len(data) else b""
-        refusal = request.refusal or self._judge(request, had_head)
+        if request.refusal is not None:
+            self.refuse(request.refusal, now)
+        elif had_head or not request.headers_finished:
+            self._receive_on(request, now)
+        else:
+            self._served += 1
+            if not request.request_id:
+                request.request_id = new_request_id()
+            verdict = self._ctx.admit(self, request, now)
+            if verdict is None:
+                self._let_in(request, now)
+            elif verdict is PENDING:
+                self._await_decision(now)
+            else:
+                self.refuse(verdict, now)
+
+    def _read_proxy_header(self, header: ProxyHeader, now: float) -> None:
+        """Take the PROXY protocol's header off the front, and know the peer by what it says."""
+        self.ahead = self.ahead[header.feed(self.ahead) :]
+        if header.malformed:
+            self.cut(refusals.BAD_PROXY_HEADER, now)
+        elif header.complete:
+            self._proxy_header = None
+            self.secure = header.secure
+            trouble = None if header.source is None else self._ctx.identify(self, header.source, now)
+            if isinstance(trouble, Refusal):
+                self._turn_away(trouble, now)
+            elif trouble is not None:
+                self.cut(trouble, now)
+
+    def _turn_away(self, refusal: Refusal, now: float) -> None:
+        """End a connection that should not have been let in, with an answer to the request that is to come."""
+        self.phase = LINGER
+        if self._send(self._ctx.pages.turned_away(refusal, self._ctx.date.text()), now) and self.outbox is None:
+            self._linger(now)
+
+    def _await_decision(self, now: float) -> None:
+        """Wait, as for a worker, for what the gate cannot tell without something that may block."""
+        self.read_deadline = math.inf
+        if self.phase is not IDLE:
+            self._ctx.poller.watch(self, now)
+        self.phase = BUSY
+        self._deciding = True
+
+    def decided(self, request: Request, refusal: Refusal | None, now: float) -> None:
+        """Go on with a request of which the gate could not tell at once whether it may come in. I/O thread."""
+        if self.phase is not BUSY or self.request is not request:
+            return  # its client has gone
+        self._deciding = False
+        if refusal is not None:
+            self.refuse(refusal, now)
+        else:
+            self.phase = HEAD
+            self._let_in(request, now)
+        self.settle(now)
+
+    def _let_in(self, request: Request, now: float) -> None:
+        """The gate has admitted `request`: take its body, or have it served."""
+        if request.completed:
+            # An ordinary one: no body, its head came in one piece, and nothing of it is kept.
+            self._dispatch(request, now)
+            return
+        refusal = self._hold(request)
+        if refusal is not None:
+            self.refuse(refusal, now)
+            return
+        request.body_since = now
+        if not request.expect_continue or self.ahead or self._send(CONTINUE, now):
+            self._await(BODY, self._body_deadline(request, now), now)
+
+    def _receive_on(self, request: Request, now: float) -> None:
+        refusal = self._hold(request)
         if refusal is not None:
             self.refuse(refusal, now)
         elif request.completed:
             self._dispatch(request, now)
         elif request.headers_finished:
-            if not had_head:
-                request.body_since = now
-                if request.expect_continue and not self.ahead and not self._send(CONTINUE, now):
-                    return
             self._await(BODY, self._body_deadline(request, now), now)
         elif self.phase is not HEAD and request.head:
             self._await(HEAD, now + self._ctx.settings.timeouts.header, now)
 
-    def _judge(self, request: Request, had_head: bool) -> Refusal | None:
-        if request.headers_finished and not had_head:
-            if not request.request_id:
-                request.request_id = new_request_id()
-            refusal = self._ctx.admit(request)
-            if refusal is not None:
-                return refusal
-        # An ordinary request has no body, its head came in one piece, and nothing of it is kept.
-        return self._hold(request) if request.body_rcv is not None or not request.completed else None
-
     def _hold(self, request: Request) -> Refusal | None:
         """Count what is kept of a request that is more than a head in one piece."""
-        if request.holding is None:
-            request.holding = Holding(self._ctx.budget, self.client)
+        # Behind a proxy, whose request it is shows in its head.
+        client = request.client or self.client
+        if request.holding is None or request.holding.client != client:
+            if request.holding is not None:
+                request.holding.release()
+            request.holding = Holding(self._ctx.budget, client)
         try:
             if self._ctx.budget.memory_short and request.headers_finished:
                 request.to_file()
@@ -333,8 +421,8 @@ class Connection:
         if request.holding is not None and request.body_rcv is None:
             request.holding.release()
         self.phase = BUSY
+        self.refused = False
         settings = self._ctx.settings
-        self._served += 1
         if self._served >= settings.limits.connection_requests or now - self.opened >= settings.timeouts.connection:
             request.keep_alive = False
             self._ctx.log_cut(self, None, refusals.CONNECTION_WORN)
@@ -353,7 +441,11 @@ class Connection:
         """Answer without the app, and end the connection if the refusal or the request asks for it. I/O thread."""
         request = self.request
         assert request is not None  # there is one from the first byte on
+        self.refused = True
         close = refusal.close or self._ctx.draining or not (request.completed and request.keep_alive)
+        if not close and self._served >= self._ctx.settings.limits.connection_requests:
+            self._ctx.log_cut(self, None, refusals.CONNECTION_WORN)
+            close = True
         self._end_request()
         if close:
             self.phase = LINGER
@@ -365,6 +457,8 @@ class Connection:
 
     def _answer(self, request: Request, refusal: Refusal, now: float, *, close: bool) -> None:
         request.request_id = request.request_id or new_request_id()
+        if request.rate_slots is not None:
+            self._ctx.responded(request.rate_slots, refusal.status)
         answer = self._ctx.pages.response(
             refusal,
             accept=request.headers.get("HTTP_ACCEPT", ""),
@@ -372,6 +466,7 @@ class Connection:
             date=self._ctx.date.text(),
             head_only=request.command == "HEAD",
             close=close,
+            fields=request.refusal_fields,
         )
         alive = self._send(answer, now)
         self._ctx.log_refusal(self, request, refusal, len(answer))
@@ -419,8 +514,10 @@ class Connection:
         self.close(why=why)
 
     def _end_request(self) -> None:
-        if self.request is not None:
-            self.request.close()
+        request = self.request
+        if request is not None:
+            if request.body_rcv is not None or request.holding is not None:
+                request.close()
             self.request = None
 
     def _send(self, data: bytes, now: float) -> bool:
@@ -663,7 +760,11 @@ class Connection:
         self.write_deadline = math.inf
         if phase is BODY and self.request is not None:
             self._ctx.log_cut(self, self.request, why)
-        if phase is BUSY and (request := self.request) is not None and self._ctx.withdraw(self, request):
+        if (
+            phase is BUSY
+            and (request := self.request) is not None
+            and (self._deciding or self._ctx.withdraw(self, request))
+        ):
             # Nobody waits for it, and in the queue it would take the place of somebody who does.
             self._ctx.log_cut(self, request, why)
             phase = CLOSED

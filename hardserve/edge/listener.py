@@ -34,11 +34,15 @@ class ListenError(Exception):
 
 
 class Listener:
-    """One bound, listening, non-blocking socket. `name` and `port` become SERVER_NAME and SERVER_PORT."""
+    """One bound, listening, non-blocking socket. `name` and `port` become SERVER_NAME and SERVER_PORT.
+
+    `address` is one that the settings have checked.
+    """
 
     def __init__(self, address: str, bound: socket.socket, *, unix_path: str | None = None) -> None:
         self.address = address
         self.socket = bound
+        self.proxy_protocol = parse_address(address).proxy_protocol  # each connection begins with its header
         self._unix_path = unix_path
         self._unix_inode = os.stat(unix_path).st_ino if unix_path else 0
         if bound.family == socket.AF_UNIX:

@@ -3,41 +3,50 @@
 A turn costs what is ready in it, not what is connected: the selector names the ready sockets, the wheel names the late
 connections, workers name those they are done with. Everything runs on the thread that calls `run`, except `wake`,
 `post`, `stop` and `drain`, which any thread and any signal handler may call.
+
+A bug of ours ends what it meets, a connection, a timer or a posted action, and nothing else: everybody is served on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
+import math
 import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
-from hardserve.edge.admission import Acceptor, AdmissionContext, Peer
+from hardserve.edge.admission import COMPLAINT_INTERVAL_S, Acceptor, AdmissionContext, Peer, Peers
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines, Timed
 from hardserve.edge.idle import IdleFinder
 from hardserve.edge.listener import Listener
 from hardserve.edge.transport import HeldCalls, PlainTransport
-from hardserve.refusals import MADE_ROOM, Refusal
+from hardserve.refusals import BANNED_NOW, MADE_ROOM, Cut, Refusal
 
 logger = logging.getLogger("hardserve.edge")
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
+# Connections whose last request was refused that have a turn together. The others have the next ones, so that whoever
+# was not refused does not wait for all of a flood: the selector says again that they are ready.
+REFUSED_PER_TURN = 16
+
 
 class Loop:
     """Runs connections until told to stop."""
 
-    def __init__(self, listeners: Sequence[Listener], max_connections: int, clients: Clients) -> None:
+    def __init__(self, listeners: Sequence[Listener], max_connections: int, clients: Clients, peers: Peers) -> None:
         self.connections: set[Connection] = set()
         self._selector = selectors.DefaultSelector()
         self._deadlines = Deadlines()
         self._held_calls = HeldCalls()
         self._clients = clients
+        self._peers = peers
         self._idle = IdleFinder(self.connections)
         self._acceptor = Acceptor(
             listeners,
@@ -51,15 +60,20 @@ class Loop:
                 answer=self._answer_newcomer,
                 refused=self._turned_away,
             ),
+            peers=peers,
         )
         self._woken: deque[Connection] = deque()
         self._posted: deque[Callable[[float], None]] = deque()
+        self._planned: list[tuple[float, int, Callable[[float], None]]] = []  # a heap; the number keeps their order
+        self._plans = 0
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._wake_sent = False
+        self._first = 0  # whose turn is the first
         self._drain_until: float | None = None
         self._stopping = False
+        self._complained_at = -math.inf  # of the acceptor
         self._ctx: EdgeContext
 
     def __repr__(self) -> str:
@@ -95,10 +109,16 @@ class Loop:
         def drain(now: float) -> None:
             if self._drain_until is None:
                 self._drain_until = now + limit_s
-                self._acceptor.finish(now)
+                try:
+                    self._acceptor.finish(now)
+                except Exception:
+                    self._pause_accepting(now)
                 self._ctx.draining = True
-                for connection in self.connections:
-                    connection.begin_drain(now)
+                for connection in list(self.connections):
+                    try:
+                        connection.begin_drain(now)
+                    except Exception:
+                        self._give_up(connection)
 
         self.post(drain)
 
@@ -113,32 +133,63 @@ class Loop:
     # --- I/O thread ---
 
     def run(self, ctx: EdgeContext) -> None:
-        """Turn until stopped or drained; the caller then looks at `connections` and calls `close`."""
+        """Turn until stopped or drained; the caller then looks at `connections` and calls `close`.
+
+        What was posted before is a part of starting: an exception in that is raised. Any later one is only logged.
+        """
         self._ctx = ctx
         self._selector.register(self._wake_receiver, READ, self._clear_wake)
         now = time.monotonic()
+        self._start(now)
         while not self._stopping:
-            self._acceptor.resume(now)
-            ready = self._selector.select(self._wait_s(now))
-            now = time.monotonic()
-            for key, events in ready:
-                target = key.data
-                if type(target) is not Connection:
-                    target(now)
-                    continue
-                try:
-                    if events & READ:
-                        target.on_readable(now)
-                    if events & WRITE and target.phase is not CLOSED:
-                        target.on_writable(now)
-                except Exception:
-                    self._give_up(target)
-            self._do_posted(now)
-            self._end_late(now)
+            try:
+                self._acceptor.resume(now)
+            except Exception:
+                self._pause_accepting(now)
             if self._drain_until is not None and (
                 now >= self._drain_until or (self._acceptor.finished and not self.connections)
             ):
                 return
+            ready = self._selector.select(self._wait_s(now))
+            now = time.monotonic()
+            self._do_ready(ready, now)
+            self._do_posted(now)
+            self._end_late(now)
+            self._do_planned(now)
+
+    def _do_ready(self, ready: list[tuple[selectors.SelectorKey, int]], now: float) -> None:
+        refused = 0
+        for key, events in self._rotated(ready) if len(ready) > REFUSED_PER_TURN else ready:
+            target = key.data
+            if type(target) is not Connection:
+                try:
+                    target(now)
+                except Exception:
+                    self._pause_accepting(now)
+                continue
+            if target.refused:
+                refused += 1
+                if refused > REFUSED_PER_TURN:
+                    continue
+            try:
+                if events & READ:
+                    target.on_readable(now)
+                if events & WRITE and target.phase is not CLOSED:
+                    target.on_writable(now)
+            except Exception:
+                self._give_up(target)
+        if refused:
+            self._ctx.give_way()
+
+    def _rotated(self, ready: list[tuple[selectors.SelectorKey, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+        """Have another one be the first in each turn: the selector may name them in the same order every time."""
+        self._first = first = (self._first + REFUSED_PER_TURN) % len(ready)
+        return ready[first:] + ready[:first]
+
+    def _start(self, now: float) -> None:
+        for _ in range(len(self._posted)):
+            self._posted.popleft()(now)
+        self._do_posted(now)  # what came meanwhile, a drain perhaps, goes before what is ready
 
     def _do_posted(self, now: float) -> None:
         while self._woken:
@@ -148,7 +199,24 @@ class Loop:
             except Exception:
                 self._give_up(connection)
         while self._posted:
-            self._posted.popleft()(now)
+            action = self._posted.popleft()
+            try:
+                action(now)
+            except Exception:
+                logger.exception("internal error in %r", action)
+
+    def plan(self, at: float, action: Callable[[float], None]) -> None:
+        """Have `action(now)` called at `at`: to the millisecond, not to a quarter second as a Timer. I/O thread."""
+        self._plans += 1
+        heapq.heappush(self._planned, (at, self._plans, action))
+
+    def _do_planned(self, now: float) -> None:
+        while self._planned and self._planned[0][0] <= now:
+            action = heapq.heappop(self._planned)[2]
+            try:
+                action(now)
+            except Exception:
+                logger.exception("internal error in %r", action)
 
     def _end_late(self, now: float) -> None:
         for late in self._deadlines.due(now):
@@ -172,10 +240,20 @@ class Loop:
                 self.connections.discard(connection)
                 self._clients.left(connection.client)
 
+    def _pause_accepting(self, now: float) -> None:
+        """A bug of ours met the acceptor: look away for a while, for whoever waits there is ready at every turn."""
+        if now - self._complained_at >= COMPLAINT_INTERVAL_S:
+            self._complained_at = now
+            logger.exception("internal error in %r", self._acceptor)  # noqa: LOG004  # called from handlers only
+        self._acceptor.pause(now)
+
     def _wait_s(self, now: float) -> float | None:
         if self._woken or self._posted:
             return 0.0
         wait_s = self._deadlines.wait_s(now)
+        if self._planned:
+            planned_s = max(0.0, self._planned[0][0] - now)
+            wait_s = planned_s if wait_s is None else min(wait_s, planned_s)
         accept_s = self._acceptor.wait_s(now)
         if accept_s is not None and (wait_s is None or accept_s < wait_s):
             wait_s = accept_s
@@ -204,17 +282,53 @@ class Loop:
                 return True
         return False
 
-    def _turned_away(self, refusal: Refusal, client: str, _now: float) -> None:
-        self._ctx.log_turned_away(refusal, client)
+    def _turned_away(self, refusal: Refusal, client: str, peer: Peer) -> None:
+        self._ctx.log_turned_away(refusal, client, peer[0])
 
     def _answer_newcomer(self, refusal: Refusal) -> bytes:
         return self._ctx.pages.turned_away(refusal, self._ctx.date.text())
 
     def _admit(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
-        connection = Connection(self._ctx, PlainTransport(accepted, self._held_calls), peer, client, listener, now)
+        try:
+            connection = Connection(
+                self._ctx,
+                PlainTransport(accepted, self._held_calls),
+                peer,
+                client,
+                listener,
+                now,
+                trusted=self._peers.is_trusted(peer),
+                proxy_protocol=listener.proxy_protocol,
+            )
+            self._selector.register(accepted.fileno(), READ, connection)
+        except Exception:
+            accepted.close()
+            self._clients.left(client)  # else it could soon not connect any more
+            raise
         self.connections.add(connection)
-        self._selector.register(accepted.fileno(), READ, connection)
         self._deadlines.watch(connection, now)
+
+    def identify(self, connection: Connection, peer: Peer, now: float) -> Refusal | Cut | None:
+        """Have a connection count as one of `peer`, which a trusted proxy says it is of; return why it may not be."""
+        client = self._peers.client(peer)
+        connection.peer = peer
+        connection.trusted = self._peers.is_trusted(peer)
+        if self._peers.banned(client, peer[0], now):
+            return BANNED_NOW
+        refusal = self._clients.admit(client, now)
+        if refusal is None:
+            self._clients.left(connection.client)
+            connection.client = client
+        else:
+            self._ctx.log_turned_away(refusal, client, peer[0])
+        return refusal
+
+    def close_banned(self, clients: Container[str]) -> None:
+        """Cut the connections of clients that have just been banned, whatever they are doing."""
+        now = time.monotonic()
+        for connection in [each for each in self.connections if each.client in clients]:
+            if self._peers.banned(connection.client, connection.peer[0], now):
+                connection.cut(BANNED_NOW, now)
 
     def close(self) -> None:
         """Close every connection and everything else the loop holds. After `run`."""

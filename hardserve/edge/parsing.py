@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from waitress.buffers import OverflowableBuffer
@@ -27,6 +27,7 @@ from waitress.receiver import FixedStreamReceiver
 from hardserve import refusals
 from hardserve.edge.budget import Holding
 from hardserve.edge.chunks import FIELD_LINE, TOKEN, StrictChunkedReceiver
+from hardserve.edge.forwarded import Identity
 from hardserve.refusals import Refusal
 from hardserve.settings import LimitSettings
 
@@ -59,6 +60,18 @@ _ONCE = {
     "HTTP_TRANSFER_ENCODING": refusals.BAD_TRANSFER_ENCODING,
     "CONTENT_TYPE": refusals.BAD_HEADER,
 }
+# What tells who the client is, or where it was before it came here. It counts from a trusted proxy alone
+# (edge.forwarded), and the app is given what follows from it and never the words themselves: clients write them, too.
+_FORWARDING = frozenset(
+    f"HTTP_{name}"
+    for name in (
+        "FORWARDED", "X_REAL_IP", "X_CLIENT_IP", "X_CLUSTER_CLIENT_IP", "CLIENT_IP", "TRUE_CLIENT_IP",
+        "CF_CONNECTING_IP", "CF_CONNECTING_IPV6", "FASTLY_CLIENT_IP", "X_ORIGINAL_FORWARDED_FOR", "X_SCHEME",
+        "X_URL_SCHEME", "X_SCRIPT_NAME",
+        "FRONT_END_HTTPS", "X_ORIGINAL_URL", "X_REWRITE_URL", "X_ORIGINAL_HOST", "X_HOST",
+    )
+)  # fmt: skip
+_X_FORWARDED = "HTTP_X_FORWARDED_"
 # Longer than any real length and still an int64: 5,000 digits cannot reach int().
 _CONTENT_LENGTH = re.compile(rb"\d{1,18}")
 
@@ -127,6 +140,15 @@ class Request(HTTPRequestParser):
     query = ""
     path = ""
     request_id = ""
+    forwarding: dict[str, str] | None = None  # the fields that tell who the client is, keyed as in `headers`
+    # Who asks, which the gate finds out: the address, by whom it is counted, and the user that a password is of.
+    address = ""
+    client = ""
+    user = ""
+    identity: Identity | None = None  # what a trusted proxy says, where one does
+    rate_slots: Any = None  # what the limiter hangs on it
+    store_spent_s = 0.0  # how long it has waited for a shared store
+    refusal_fields = b""  # header lines that go with its refusal
     holding: Holding | None = None  # what is counted of it; whoever closes the request releases it
     body_since = 0.0  # when its body began to be awaited (monotonic seconds)
     app_since = math.inf  # since when the app owes a part of its answer; written by its worker
@@ -341,6 +363,9 @@ class Request(HTTPRequestParser):
             key = name.decode("latin-1").upper().replace("-", "_")
             if key not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
                 key = "HTTP_" + key
+            if key in _FORWARDING or key.startswith(_X_FORWARDED):
+                self._collect_forwarding(key, raw.decode("latin-1"))
+                return None
             if key == "HTTP_HOST" and raw and not _is_host(raw):
                 raise _MalformedError(refusals.BAD_HOST)
             if key == "CONTENT_LENGTH" and not _CONTENT_LENGTH.fullmatch(raw):
@@ -349,6 +374,12 @@ class Request(HTTPRequestParser):
         if len(line) <= _REMEMBERED_LINE_BYTES:
             _remember(self.rules.remembered, line, pair)
         return pair
+
+    def _collect_forwarding(self, key: str, value: str) -> None:
+        if self.forwarding is None:
+            self.forwarding = {}
+        before = self.forwarding.get(key)
+        self.forwarding[key] = value if before is None else f"{before}, {value}"
 
     def _parse_request_line(self, line: bytes) -> _RequestLine:
         match = _REQUEST_LINE.fullmatch(line)

@@ -10,6 +10,8 @@ half have `PATIENCE_S` at a stretch. A broadband client never waits so long: hal
 And of `limits.buffered_memory` all responses together may have three quarters (edge.budget leaves the rest to requests
 in any case): past it, the slowest readers are cut until they have half. Somebody who reads fast is spared, and so is,
 up to the whole of the memory, whoever has only begun; one that is alone is always served, however large its response.
+Where one of those who are spared has more than half for itself, nothing that the others have left would be enough: it
+is not counted then, and they may have as much as they might without it.
 
 I/O thread only. It costs nothing while no worker waits and memory is not short.
 """
@@ -135,11 +137,29 @@ class Readers:
         ranks = {
             reader: self._rank(reader, reader.unsent_since, now) for reader in self._readers if reader.unsent_memory
         }
+        spared = self._spare_largest(ranks)
+        if self._budget.responses - spared <= self._budget.response_limit:
+            return
         for reader in sorted(ranks, key=ranks.__getitem__):
             fresh, rate, _ = ranks[reader]
             enough = self._budget.memory_limit if fresh else self._budget.memory_limit // 2
-            if self._budget.responses <= enough or len(ranks) == 1:
+            alone = len(ranks) == 1 and not spared
+            if self._budget.responses - spared <= enough or alone:
                 break
             if fresh or rate < FAST:
                 del ranks[reader]
                 reader.cut(refusals.SLOWEST_READER, now)
+
+    def _spare_largest(self, ranks: dict[Reader, tuple[bool, float, float]]) -> int:
+        """Take out of `ranks` the largest of those who are not to be cut, if it has more than half of the memory.
+
+        Returns how much it has; 0 if there is none.
+        """
+        most, spared = self._budget.memory_limit // 2, None
+        for reader, (fresh, rate, _) in ranks.items():
+            if (fresh or rate >= FAST) and (memory := reader.unsent_memory) > most:
+                most, spared = memory, reader
+        if spared is None:
+            return 0
+        del ranks[spared]
+        return most

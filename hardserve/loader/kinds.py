@@ -65,6 +65,10 @@ def is_debugger(value: object) -> bool:
     return _is_instance_of(value, "werkzeug.debug", "DebuggedApplication")
 
 
+def is_proxy_fix(value: object) -> bool:
+    return _is_instance_of(value, "werkzeug.middleware.proxy_fix", "ProxyFix")
+
+
 def is_plainly_wsgi(value: object) -> bool:
     """Tell a WSGI callable from one that only takes anything, such as a click or typer group named `app`."""
     signature = signature_of(value)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hardserve import refusals
-from hardserve.refusals import Cut, Refusal
+from hardserve.refusals import Cut, DryRun, Refusal
 
 WINDOW_S = 10.0
 # Of the clients behind one summary, how many are told apart.
@@ -36,6 +36,8 @@ _OF_CONNECTIONS = frozenset(
         refusals.NO_DESCRIPTORS,
         refusals.CLIENT_CONNECTIONS,
         refusals.CLIENT_CONNECTION_RATE,
+        refusals.BANNED,
+        refusals.PEER_NOT_TRUSTED,
     )
 )
 
@@ -44,7 +46,7 @@ _OF_CONNECTIONS = frozenset(
 class _Tally:
     """What is not logged yet of one name."""
 
-    event: Refusal | Cut
+    event: Refusal | Cut | DryRun
     since: float  # when the window began, with a line in the log
     total: int = 0  # since the start
     count: int = 0
@@ -69,14 +71,14 @@ class RefusalLog:
         pending = sum(tally.count for tally in self._tallies.values())
         return f"<RefusalLog {pending} events to sum up, {len(self._tallies)} names>"
 
-    def add(self, event: Refusal | Cut, client: str, now: float) -> None:
-        """Count one `event`, and log it if it is the first after a quiet time."""
+    def add(self, event: Refusal | Cut | DryRun, client: str, now: float) -> bool:
+        """Count one `event`, and log it if it is the first after a quiet time; return whether to ask `wait_s` again."""
         tally = self._tallies.get(event.name)
         if tally is None:
             tally = self._tallies[event.name] = _Tally(event, -math.inf)
         tally.total += 1
         if event.level < self._level:
-            return
+            return False
         first = tally.count == 0
         tally.count += 1
         if len(tally.clients) < MAX_CLIENTS:
@@ -87,6 +89,7 @@ class RefusalLog:
                 self._write(tally, now, at_once=True)
             else:
                 self._due_at = min(self._due_at, end)
+        return first
 
     def due(self, now: float) -> None:
         """Log what the windows hold that are over by `now`."""
@@ -126,6 +129,8 @@ class RefusalLog:
 
 def _what(tally: _Tally) -> str:
     event = tally.event
+    if isinstance(event, DryRun):
+        return f"{tally.count:,} request{'' if tally.count == 1 else 's'} past a limit on trial and let in"
     noun = "connection" if isinstance(event, Cut) or event.name in _OF_CONNECTIONS else "request"
     done = "closed" if isinstance(event, Cut) else "refused"
     return f"{tally.count:,} {noun}{'' if tally.count == 1 else 's'} {done}"

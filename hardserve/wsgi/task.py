@@ -42,6 +42,21 @@ StartResponse = Callable[..., Callable[[bytes], None]]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
+class Identified(Protocol):
+    """What a trusted proxy says of who asks, and of where; "" is what it says nothing of."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def server_port(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+
+
 class Listening(Protocol):
     """The address that a request came in on."""
 
@@ -53,6 +68,7 @@ class Channel(Protocol):
     """A connection, as the worker that answers on it sees it."""
 
     peer: tuple[str, int]
+    secure: bool
 
     @property
     def listener(self) -> Listening: ...
@@ -74,6 +90,9 @@ class Received(Protocol):
     version: str
     headers: dict[str, str]
     request_id: str
+    address: str
+    user: str
+    rate_slots: Any
     keep_alive: bool
     started: float
     logged: bool
@@ -85,6 +104,8 @@ class Received(Protocol):
     status: int
     sent: int
 
+    @property
+    def identity(self) -> Identified | None: ...
     def get_body_stream(self) -> IO[bytes]: ...
     def close(self) -> None: ...
 
@@ -103,6 +124,7 @@ class AppContext:
     date: DateClock
     pages: ErrorPages
     outcome: Outcome
+    responded: Callable[[Any, int], None]  # a request's `rate_slots`, and the status that is about to leave
     multithread: bool
     interrupts: bool  # an app that is late is interrupted
     base_environ: Environ = field(init=False)
@@ -222,13 +244,18 @@ class Task:
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
         environ["SERVER_NAME"] = listener.name
         environ["SERVER_PORT"] = listener.port
-        environ["REMOTE_ADDR"], port = channel.peer
+        environ["REMOTE_ADDR"], port = request.address, channel.peer[1]
         environ["REMOTE_PORT"] = str(port) if port else ""
         environ["wsgi.input"] = io.BytesIO() if request.body_rcv is None else request.get_body_stream()
         environ["hardserve.client_disconnected"] = channel.client_gone
         environ["hardserve.max_body"] = request.max_body
         environ.update(request.headers)
         environ["HTTP_X_REQUEST_ID"] = request.request_id
+        if request.identity is not None or channel.secure:
+            _apply_identity(environ, request.identity, secure=channel.secure)
+        if request.user:
+            # A character for each byte of UTF-8, as everything in an environ (PEP 3333).
+            environ["REMOTE_USER"], environ["AUTH_TYPE"] = request.user.encode().decode("latin-1"), "Basic"
         return environ
 
     def _start_response(
@@ -326,6 +353,8 @@ class Task:
     def _start(self, head: Head) -> bytes:
         """Decide how the end of the body is marked (RFC 9112 6.3), and return the head's bytes."""
         request = self._request
+        if request.rate_slots is not None and not request.expired:
+            self._ctx.responded(request.rate_slots, int(head.status[:3]))
         unknown = head.length is None and not head.bodiless
         self._chunked = unknown and request.version == "1.1"
         self._close_delimited = unknown and not self._chunked
@@ -404,6 +433,8 @@ class Task:
             return
         refusal = refusals.APP_FAILED
         request = self._request
+        if request.rate_slots is not None:
+            self._ctx.responded(request.rate_slots, refusal.status)
         self._keep_alive = request.keep_alive and self._channel.may_keep_alive()
         answer = self._ctx.pages.response(
             refusal,
@@ -427,6 +458,31 @@ class Task:
             return
         where = "after its response" if self._finished else "midway" if self._streaming else "before its response"
         logger.error("%s %s: the app failed %s", self._request.command, self._request.path, where, exc_info=error)
+
+
+def _apply_identity(environ: Environ, identity: Identified | None, *, secure: bool) -> None:
+    """Have `environ` say what the client asked of the proxy in front, where the proxy says so."""
+    scheme = "https" if secure else ""
+    if identity is not None:
+        scheme = identity.scheme or scheme
+        environ["REMOTE_PORT"] = str(identity.port) if identity.port else ""
+        environ["SCRIPT_NAME"] = identity.prefix
+        if identity.host:
+            environ["HTTP_HOST"] = identity.host
+            name, _, port = identity.host.rpartition(":")
+            environ["SERVER_NAME"] = name if name and port.isdigit() else identity.host
+    if scheme:
+        environ["wsgi.url_scheme"] = scheme
+    if scheme or (identity is not None and (identity.host or identity.server_port)):
+        default = "443" if environ["wsgi.url_scheme"] == "https" else "80"
+        port = "" if identity is None else identity.server_port
+        host = environ.get("HTTP_HOST", "")
+        colon, host_port = host.rpartition(":")[1:]
+        if colon and host_port.isdigit():
+            port = port or host_port
+        elif host and port not in ("", default):
+            environ["HTTP_HOST"] = f"{host}:{port}"  # where an app takes the port of its own URLs from
+        environ["SERVER_PORT"] = port or default
 
 
 def _is_sole(blocks: object) -> bool:

@@ -99,7 +99,13 @@ class Watch(Generic[JobT]):
     def _end(self, worker: Worker[JobT], job: JobT, now: float) -> None:
         late_s = now - self._ctx.app_since(job)
         self._late[worker] = job
-        # Before the answer: afterwards the client, and who reads the log, may act on it.
+        with _contained(job):
+            self._report(worker, job, late_s)  # before the answer: afterwards the client may act on it
+        with _contained(job):
+            self._ctx.late(job, now)
+
+    def _report(self, worker: Worker[JobT], job: JobT, late_s: float) -> None:
+        """Replace a worker that hangs, and log where it is."""
         frame = sys._current_frames().get(worker.thread.ident or 0)  # noqa: SLF001  # documented, despite its name
         stack = "".join(traceback.format_stack(frame)).rstrip() if frame is not None else "  (it has just ended)"
         replaced = self._workers.replace(worker, job)
@@ -112,8 +118,6 @@ class Watch(Generic[JobT]):
             "replaced" if replaced else "not replaced",
             stack,
         )
-        with _contained(job):
-            self._ctx.late(job, now)
 
     def _judge(self) -> None:
         """Say so when too many workers hang, and when they do no more."""

@@ -83,6 +83,8 @@ def program(name: str) -> str:
 
 def _hardserve(run: Run) -> list[list[str]]:
     command = [sys.executable, "-m", "hardserve", run.app, "--bind", run.address]
+    # wrk is one client, and more than that lets in.
+    command += ["--rate-limiting-default", "1000000/second", "--rate-limiting-default-burst", "1000000"]
     command += ["--log-access", str(run.access_log), *run.options]
     return [command + (["--threads", str(run.threads)] if run.threads else [])]
 

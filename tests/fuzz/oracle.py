@@ -330,6 +330,10 @@ def _same_host(one: str, other: str, default_port: str) -> bool:
     return len(names) == 1
 
 
+# What clients may say of who they are, which no app is to see.
+_FORWARDING = {"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_CF_CONNECTING_IP", "HTTP_TRUE_CLIENT_IP"}
+
+
 def _judge_field(line: bytes, limits: LimitSettings, head: _Head) -> None:
     if len(line) > limits.header_line:
         head.statuses.add(431)
@@ -343,6 +347,8 @@ def _judge_field(line: bytes, limits: LimitSettings, head: _Head) -> None:
     key = name.decode().upper().replace("-", "_")
     if key not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
         key = f"HTTP_{key}"
+    if key in _FORWARDING or key.startswith("HTTP_X_FORWARDED_"):
+        return  # not for the app, and nobody here is a trusted proxy
     if key == "HTTP_HOST" and value:
         _judge_host(value, head)
     if key == "CONTENT_LENGTH" and not (set(value) <= _DIGITS and 0 < len(value) <= 18):

@@ -12,6 +12,7 @@ from hardserve.settings import LimitSettings, Settings
 from tests.fuzz.grammar import Case
 from tests.fuzz.memory import kept_bytes
 from tests.fuzz.oracle import Asked, Reading, Tail, Violation, read
+from tests.support import admitted, plain_gate
 
 # Small, so that every cap is met.
 LIMITS = LimitSettings(
@@ -42,7 +43,7 @@ class Parsed:
 def parse(pieces: Iterable[bytes], rules: ParserRules, *, weigh: bool = False) -> Parsed:
     """Feed `pieces` to requests, one after another, as a connection does."""
     parsed = Parsed()
-    gate = Gate(Settings(limits=rules.limits))
+    gate = plain_gate(Settings(limits=rules.limits))
     request: Request | None = None
     ahead = b""
     for piece in pieces:
@@ -68,7 +69,7 @@ def _feed(request: Request, ahead: bytes, gate: Gate) -> bytes:
     if not consumed and not request.completed:
         raise Violation("nothing was consumed, and it will be asked again for ever")
     if request.refusal is None and request.headers_finished and not had_head:
-        request.refusal = gate.admit(request)
+        request.refusal = admitted(gate, request)
     return ahead[consumed:]
 
 
