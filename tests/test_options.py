@@ -1118,9 +1118,7 @@ def test_resolved_settings_show_themselves() -> None:
             {"rate_limit": [{"limit": "9/minute", "cost": 10}]}, "expected at most 9", id="too dear a request"
         ),
         pytest.param({"rate_limit": [{"limit": "9/minute", "burst": 1, "cost": 3}]}, "at most 2", id="also at once"),
-        pytest.param(
-            {"threads": 2, "max_client_workers": 3}, "expected at most threads = 2", id="more than all"
-        ),
+        pytest.param({"threads": 2, "max_client_workers": 3}, "expected at most threads = 2", id="more than all"),
         pytest.param({"ban_for": "2h", "ban_ceiling": "1h"}, "expected at most ban_ceiling", id="above the ceiling"),
     ],
 )
