@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from hardserve.describe import describe
 from hardserve.options import (
     DEFAULT,
     OPTIONS,
@@ -29,10 +30,12 @@ from hardserve.settings import (
     AddressList,
     Choice,
     Duration,
+    FieldValue,
     FilePath,
     HostList,
     Int,
     ListKind,
+    MountList,
     NetworkList,
     Output,
     Rate,
@@ -41,7 +44,7 @@ from hardserve.settings import (
     StorageUrl,
     Text,
 )
-from hardserve.values import describe, plain, show, without_password
+from hardserve.values import plain, show, without_password
 
 EXIT_FAILURE, EXIT_CONFIGURATION = 1, 78
 DEMO = "hardserve.demo:app"
@@ -50,6 +53,7 @@ DEMO = "hardserve.demo:app"
 COMMON = (
     "server.bind",
     "server.threads",
+    "server.static",
     "server.drain",
     "timeouts.body",
     "limits.body",
@@ -62,9 +66,11 @@ METAVARS = {
     AddressList: "ADDRESS",
     Choice: "WORD",
     Duration: "DURATION",
+    FieldValue: "TEXT",
     FilePath: "FILE",
     HostList: "HOST",
     Int: "N",
+    MountList: "URL=PATH",
     NetworkList: "NETWORK",
     Output: "FILE",
     Rate: "RATE",

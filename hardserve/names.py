@@ -10,8 +10,9 @@ from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
+from hardserve.describe import describe
 from hardserve.settings import ABOUT, About, AboutTables, Kind, Settings
-from hardserve.values import describe, plain, show, write
+from hardserve.values import plain, show, write
 
 VARIABLE_PREFIX = "HARDSERVE_"
 

@@ -18,7 +18,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from hardserve.addresses import parse_address
 from hardserve.configfiles import DotEnv, SettingsError, TomlFile, read_page
+from hardserve.describe import expected
 from hardserve.names import (
     BY_KEYWORD,
     BY_SECTION,
@@ -39,7 +41,7 @@ from hardserve.names import (
     unknown_variable,
 )
 from hardserve.settings import Kind, ListKind, PageFile, RateLimitSettings, Settings, StorageUrl
-from hardserve.values import expected, format_size, parse, parse_address, parse_rates, show, without_password, write
+from hardserve.values import format_size, parse, parse_rates, show, without_password, write
 
 __all__ = [
     "DEFAULT",
@@ -113,13 +115,18 @@ def from_keywords(**keywords: object) -> Settings:
     """
     merge = _Merge(Path())
     for keyword, raw in keywords.items():
-        if keyword in BY_TABLE:
+        # `static` is both: of texts the setting of [server], of dicts the array of tables.
+        if keyword in BY_TABLE and not (keyword in BY_KEYWORD and _is_text(raw)):
             merge.add_tables(BY_TABLE[keyword], raw, None)
         elif keyword in BY_KEYWORD:
             merge.add(BY_KEYWORD[keyword], raw, f"keyword {keyword}", keyword)
         else:
             merge.problems.append(f"{keyword}: unknown setting{hint(keyword, 'keyword')}")
     return merge.settings()
+
+
+def _is_text(raw: object) -> bool:
+    return isinstance(raw, str) or (isinstance(raw, list | tuple) and all(isinstance(each, str) for each in raw))
 
 
 class _Merge:

@@ -136,8 +136,43 @@ class Text:
     max: int
 
 
+@dataclass(frozen=True, slots=True)
+class FieldValue:
+    """The value of a header field: printable ASCII characters, at most so many; or one of these words."""
+
+    max: int
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPath:
+    """Where something is on the site: "/media". Decoded, without a slash at the end; "/" is all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The path of a directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """The name of a file in a directory, without a slash; or one of these words."""
+
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MountList:
+    """Any number of URL=PATH: where on the site a directory is, or a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathGlobList:
+    """Any number of what a PathGlob is."""
+
+
 # Those of which there may be several: brackets in a file, commas in a variable, a flag that is given again.
-ListKind = AddressList | MethodList | NetworkList | HostList | StatusList
+ListKind = AddressList | MethodList | NetworkList | HostList | StatusList | MountList | PathGlobList
 Kind = (
     Duration
     | Size
@@ -152,6 +187,10 @@ Kind = (
     | StorageUrl
     | FilePath
     | Text
+    | FieldValue
+    | UrlPath
+    | Directory
+    | FileName
     | ListKind
 )
 
@@ -202,6 +241,9 @@ class ServerSettings:
         "Addresses to listen on.",
     )
     threads: int = setting(8, Int(1, 256), "Threads that run the app.")
+    static: tuple[str, ...] = setting(
+        (), MountList(), "Directories and files to serve without the app; [[static]] says more of one."
+    )
     queue: int = setting(
         1024, Int(1, 100_000), "Complete requests that may wait for a thread; past it a client gets 503."
     )
@@ -424,6 +466,49 @@ class BanSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileSettings:
+    auto: str = setting(
+        "on",
+        Choice(("on", "always", "off")),
+        "Whether the app's static folders are served without it; always = also past its request hooks.",
+    )
+    check: float = setting(
+        1.0, Duration(0.0, HOUR), "How long what is known of a file counts before the file is looked at again."
+    )
+    memory: int = setting(
+        32 * MIB, Size(0, TIB), "Of all files kept in memory, whole and compressed; the least recently used go."
+    )
+    in_memory: int = setting(64 * KIB, Size(0, MIB), "The largest file that is kept in memory.")
+    compress: str = setting(
+        "on", Choice(("on", "off")), "Whether text without a .br, .zst or .gz file beside it is compressed and kept."
+    )
+    readers: int = setting(4, Int(1, 64), "Threads that open and read files, so that slow storage holds up nobody.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderSettings:
+    content_type_options: str = setting("nosniff", FieldValue(64, ("off",)), "The field X-Content-Type-Options.")
+    frame_options: str = setting("SAMEORIGIN", FieldValue(256, ("off",)), "The field X-Frame-Options.")
+    referrer_policy: str = setting(
+        "strict-origin-when-cross-origin", FieldValue(256, ("off",)), "The field Referrer-Policy."
+    )
+    permissions_policy: str = setting("off", FieldValue(4096, ("off",)), "The field Permissions-Policy.")
+    content_security_policy: str = setting("off", FieldValue(8192, ("off",)), "The field Content-Security-Policy.")
+    server: str = setting("off", FieldValue(256, ("off",)), "The field Server.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionSettings:
+    responses: str = setting("on", Choice(("on", "off")), "Whether responses of the app are compressed.")
+    min_size: int = setting(KIB, Size(0, GIB), "The smallest body that is.")
+    breach: str = setting(
+        "auto",
+        Choice(("auto", "filler", "off")),
+        "Where a page's length could tell its secrets: auto = not compressed, or with a filler.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     level: str = setting("info", Choice(("debug", "info", "warning", "error")), "The least severe message to log.")
     access: str = setting("stdout", Output(("stdout", "stderr", "off")), "Where a line for each request goes.")
@@ -470,6 +555,66 @@ class RouteSettings:
         "The body of such a request; a larger one gets 413.",
         example=GIB,
         without="limits.body",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticSettings:
+    """A directory, or a file, that is served without the app."""
+
+    url: str = required(UrlPath(), "Where on the site it is; the longest that fits a path counts.", example="/media")
+    directory: str = required(Directory(), "The directory that is served there, or the one file.", example="uploads")
+    index: str = setting(
+        "index.html",
+        FileName(("off",)),
+        "The file that is served for a directory.",
+        example="home.html",
+        without="index.html",
+    )
+    listing: str = setting(
+        "off", Choice(("on", "off")), "Whether a directory without that is listed.", example="on", without="off"
+    )
+    miss: str = setting(
+        "not-found", Choice(("not-found", "app")), "What follows where no file is: 404, or the app's answer.",
+        example="app", without="not-found",
+    )  # fmt: skip
+    fallback: str = setting(
+        "off",
+        FileName(("off",)),
+        "The file in the directory that is served where no other is, for a single-page app.",
+        example="index.html",
+        without="off",
+    )
+    app_paths: tuple[str, ...] = setting(
+        (), PathGlobList(), "Paths that are left to the app.", example=("/api/*",), without="none"
+    )
+    cache_control: str = setting(
+        "no-cache",
+        FieldValue(256, ("off",)),
+        "Cache-Control of its files.",
+        example="public, max-age=3600",
+        without="no-cache",
+    )
+    immutable: str = setting(
+        "auto",
+        Choice(("auto", "on", "off")),
+        "Whether files may be kept for ever; auto = those with a hash in the name, as app.3f2a91c4.js.",
+        example="on",
+        without="auto",
+    )
+    follow_symlinks: str = setting(
+        "off",
+        Choice(("on", "off")),
+        "Whether symbolic links may lead out of the directory.",
+        example="on",
+        without="off",
+    )
+    internal: str = setting(
+        "off",
+        Choice(("on", "off")),
+        "Whether only the app can send its files, by X-Accel-Redirect or X-Sendfile.",
+        example="on",
+        without="off",
     )
 
 
@@ -553,6 +698,17 @@ class Settings:
     ban: BanSettings = field(
         default_factory=BanSettings, metadata={ABOUT: "Clients that go on after they were refused."}
     )
+    files: FileSettings = field(
+        default_factory=FileSettings,
+        metadata={ABOUT: "Files that are sent without a worker; see [[static]], too."},
+    )
+    headers: HeaderSettings = field(
+        default_factory=HeaderSettings,
+        metadata={ABOUT: "Header fields of responses that have none of that name from the app; off sends none."},
+    )
+    compression: CompressionSettings = field(
+        default_factory=CompressionSettings, metadata={ABOUT: "Compression of what the app sends."}
+    )
     log: LogSettings = field(default_factory=LogSettings, metadata={ABOUT: "What is written down, and where."})
     route: tuple[RouteSettings, ...] = field(
         default=(),
@@ -570,6 +726,10 @@ class Settings:
                 RateLimitSettings, "How often some requests are served: each that fits a request must let it in."
             )
         },
+    )
+    static: tuple[StaticSettings, ...] = field(
+        default=(),
+        metadata={ABOUT: AboutTables(StaticSettings, "Directories and files served without the app.")},
     )
     error_page: tuple[ErrorPageSettings, ...] = field(
         default=(),

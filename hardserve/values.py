@@ -1,17 +1,16 @@
-"""What people write for the value of a setting, read and written: durations, sizes, addresses and the rest.
+"""What people write for the value of a setting, read and written: durations, sizes, rates and the rest.
 
 Pure functions, any thread. It knows the kinds of settings.py, and of the refusals their statuses, and nothing of names,
-files or variables. Whether an address can be bound, or a file be opened, it must not ask.
+files or variables. Whether a file can be opened it must not ask.
 """
 
-import os
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from hardserve.addresses import LABEL, Address, TcpAddress, parse_address
 from hardserve.settings import (
     GIB,
     KIB,
@@ -19,17 +18,22 @@ from hardserve.settings import (
     TIB,
     AddressList,
     Choice,
+    Directory,
     Duration,
+    FieldValue,
+    FileName,
     FilePath,
     HostList,
     Int,
     Kind,
     ListKind,
     MethodList,
+    MountList,
     NetworkList,
     Output,
     PageFile,
     PathGlob,
+    PathGlobList,
     Rate,
     RateKey,
     RefusalStatus,
@@ -37,6 +41,7 @@ from hardserve.settings import (
     StatusList,
     StorageUrl,
     Text,
+    UrlPath,
 )
 
 if TYPE_CHECKING:
@@ -94,102 +99,6 @@ def format_size(size: int) -> str:
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    host: str  # a name, an IPv4 address, or an IPv6 address without its brackets
-    port: int  # 0 = any that is free
-    proxy_protocol: bool = False  # each connection begins with a PROXY protocol header; so below
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    path: str
-    mode: int | None = None  # None, here and below: as the system makes it
-    user: str | None = None
-    group: str | None = None
-    proxy_protocol: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FdAddress:
-    fd: int  # inherited, and bound already
-    proxy_protocol: bool = False
-
-
-Address = TcpAddress | UnixAddress | FdAddress
-
-_ADDRESS_FORMS = "host:port, [v6]:port, unix:/path?mode=660&owner=user:group or fd:N"
-_PROXY_PROTOCOL = "proxy_protocol"
-_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
-# sockaddr_un holds 108 bytes on Linux, 104 on macOS and the BSDs, of which a zero ends the path.
-_UNIX_PATH_BYTES = 107 if sys.platform == "linux" else 103
-
-
-def parse_address(text: str) -> Address:
-    """Read host:port, [v6]:port, unix:/path?mode=660&owner=user:group or fd:N, each with ?proxy_protocol.
-
-    Raises ValueError that says what was expected. Nothing is looked up: whether the host, the user and
-    the directory exist is found out when the address is bound.
-    """
-    if text.startswith("unix:"):
-        return _parse_unix_address(text.removeprefix("unix:"))
-    text, question_mark, query = text.partition("?")
-    if query != (_PROXY_PROTOCOL if question_mark else ""):
-        raise ValueError(f"expected nothing after the question mark but {_PROXY_PROTOCOL}")
-    if text.startswith("fd:"):
-        if not re.fullmatch(r"fd:[0-9]{1,7}", text):
-            raise ValueError("expected the number of an open socket, such as fd:3")
-        return FdAddress(int(text.removeprefix("fd:")), bool(query))
-    host, _, port = text.rpartition(":")
-    if not host:
-        raise ValueError(f"expected {_ADDRESS_FORMS}")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise ValueError("expected brackets around an IPv6 address and a port after them, such as [::1]:8000")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
-        raise ValueError("expected a port from 0 to 65535")
-    return TcpAddress(_parse_host(host), int(port), bool(query))
-
-
-def _parse_host(host: str) -> str:
-    import ipaddress  # noqa: PLC0415 - the command starts sooner without it where no address is read
-
-    try:
-        if host.startswith("["):
-            return str(ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]")))
-        if re.fullmatch(r"[0-9.]+", host):
-            return str(ipaddress.IPv4Address(host))
-    except ValueError as problem:
-        raise ValueError(f"expected an IP address, but {problem}") from None
-    if len(host) > 253 or not re.fullmatch(rf"{_LABEL}(?:\.{_LABEL})*", host):
-        raise ValueError(f"expected {_ADDRESS_FORMS}")
-    return host
-
-
-def _parse_unix_address(text: str) -> UnixAddress:
-    path, _, query = text.partition("?")
-    if not path.startswith("/") or path.endswith("/") or not path.isprintable():
-        raise ValueError("expected the absolute path of a socket, such as unix:/run/hardserve/web.sock")
-    if len(os.fsencode(path)) > _UNIX_PATH_BYTES:
-        raise ValueError(f"expected a path of at most {_UNIX_PATH_BYTES} bytes")
-    parameters = [part.partition("=")[::2] for part in query.split("&") if part]
-    values = dict(parameters)
-    wrong = len(values) < len(parameters) or not values.keys() <= {"mode", "owner", _PROXY_PROTOCOL}
-    if wrong or values.get(_PROXY_PROTOCOL):
-        raise ValueError(
-            f"expected nothing after the question mark but mode=660, owner=user:group and {_PROXY_PROTOCOL}"
-        )
-    mode, owner = values.get("mode"), values.get("owner")
-    if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
-        raise ValueError("expected a mode of three octal digits, such as mode=660")
-    user = group = None
-    if owner is not None:
-        user, _, group = owner.partition(":")
-        if not re.fullmatch(r"[\w.-]+(:[\w.-]+)?|:[\w.-]+", owner):
-            raise ValueError("expected owner=user, owner=user:group or owner=:group")
-    octal = None if mode is None else int(mode, 8)
-    return UnixAddress(path, octal, user or None, group or None, _PROXY_PROTOCOL in values)
 
 
 _UNITS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -282,17 +191,16 @@ def parse(kind: Kind, raw: object) -> Any:
 
 
 def _list(kind: ListKind, raw: object) -> tuple[Any, ...]:
-    match kind:
-        case AddressList():
-            return _addresses(raw)
-        case MethodList():
-            return _methods(raw)
-        case NetworkList():
-            return _each(raw, _network)
-        case HostList():
-            return _each(raw, _host_name)
-        case StatusList():
-            return _statuses(raw)
+    read: dict[type, Callable[[object], tuple[Any, ...]]] = {
+        AddressList: _addresses,
+        MethodList: _methods,
+        StatusList: _statuses,
+        NetworkList: partial(_each, read=_network),
+        HostList: partial(_each, read=_host_name),
+        MountList: partial(_each, read=parse_mount),
+        PathGlobList: partial(_each, read=parse_path_glob),
+    }
+    return read[type(kind)](raw)
 
 
 def _whole(kind: Int | RefusalStatus, raw: object) -> Any:
@@ -311,15 +219,55 @@ def _text(kind: Kind, raw: str) -> str:
             return raw.lower()
         case Output() | FilePath() if raw in kind.words or _is_path(raw):
             return raw
-        case PathGlob():
-            return parse_path_glob(raw)
-        case PageFile() if _is_path(raw) and raw.lower().endswith(kind.suffixes):
-            return raw
+        case PathGlob() | UrlPath():
+            return parse_path_glob(raw) if isinstance(kind, PathGlob) else parse_url_path(raw)
         case Text() if len(raw) <= kind.max and re.fullmatch(r"[ !#-\[\]-~]+", raw):
             return raw
         case Rate() | RateKey() | StorageUrl():
             return _rule(kind, raw)
+        case FieldValue() | FileName() | Directory() | PageFile():
+            return _of_files(kind, raw)
     raise ValueError
+
+
+def _of_files(kind: FieldValue | FileName | Directory | PageFile, raw: str) -> str:
+    match kind:
+        case FieldValue() | FileName() if raw.lower() in kind.words:
+            return raw.lower()
+        case FieldValue() if len(raw) <= kind.max and re.fullmatch(r"[!-~]+(?: +[!-~]+)*", raw):
+            return raw
+        case FileName() if raw.isprintable() and re.fullmatch(r"[^/\\.][^/\\]*", raw):
+            return raw
+        case Directory() if raw.strip() and raw.isprintable():
+            return raw
+        case PageFile() if _is_path(raw) and raw.lower().endswith(kind.suffixes):
+            return raw
+    raise ValueError
+
+
+def parse_url_path(text: str) -> str:
+    """Read where something is on the site: "/media", "/media/" or "/". Raises ValueError."""
+    if not text.startswith("/") or not text.isprintable() or text != text.strip() or "\\" in text:
+        raise ValueError
+    if "*" in text:
+        raise ValueError("expected a path without *: everything below it is meant as well")
+    for mistake, what in _GLOB_MISTAKES:
+        if re.search(mistake, text):
+            raise ValueError(what)
+    if re.search(r"/\.", text.replace("/.well-known", "/")):
+        raise ValueError("expected a path without names that begin with a dot: those are never served")
+    return text.rstrip("/") or "/"
+
+
+def parse_mount(text: str) -> str:
+    """Read URL=PATH, such as "/media=uploads". Raises ValueError."""
+    url, equals, path = text.partition("=")
+    if not equals or not path.strip() or not path.isprintable():
+        raise ValueError(f'{show(text)}: expected URL=PATH, such as "/media=uploads"')
+    try:
+        return f"{parse_url_path(url)}={path}"
+    except ValueError as problem:
+        raise ValueError(f"{show(text)}: {problem or 'expected URL=PATH with a URL such as /media'}") from None
 
 
 RATE_KEYS = ("client", "client+path", "user", "global")
@@ -389,7 +337,7 @@ def _host_name(text: str) -> str:
     import ipaddress  # noqa: PLC0415
 
     name = text.lower().removesuffix(".") or text
-    if name == "*" or re.fullmatch(rf"\.?{_LABEL}(?:\.{_LABEL})*", name):
+    if name == "*" or re.fullmatch(rf"\.?{LABEL}(?:\.{LABEL})*", name):
         return name
     try:
         return f"[{ipaddress.IPv6Address(name.removeprefix('[').removesuffix(']'))}]"
@@ -464,91 +412,6 @@ def refusal_statuses() -> tuple[int, ...]:
     from hardserve import refusals  # noqa: PLC0415 - it imports logging, and the command starts sooner without
 
     return tuple(sorted({each.status for each in vars(refusals).values() if isinstance(each, refusals.Refusal)}))
-
-
-def expected(kind: Kind, default: Any) -> str:
-    """Say what is allowed, and the default for an example: the second half of a message about a mistake."""
-    example = write(kind, default)
-    match kind:
-        case AddressList():
-            return f"expected {_ADDRESS_FORMS}; a list such as {example}"
-        case _ if isinstance(kind, ListKind | Choice | RefusalStatus | Rate | RateKey | StorageUrl | Text):
-            return f"expected {describe(kind)}"
-        case Output() | FilePath():
-            return f"expected {describe(kind)} (with a slash or a dot in it)"
-        case PathGlob():
-            return 'expected a path such as "/upload", "/upload/*" or "*.iso"'
-        case _:
-            return f"expected a {describe(kind)}, such as {example}"
-
-
-# The whole definition, for the reference: whatever takes a path takes it like this.
-_GLOB_MEANING = (
-    'path in which * stands for any characters, slashes too, and all else for itself: "/upload", "*.iso",'
-    ' "/files/*/raw"; "/upload/*" is /upload and all below it. It is compared with the decoded path of a request,'
-    " without //, /./ and /../; a slash at the end of that makes no difference"
-)
-
-
-def describe(kind: Kind) -> str:
-    """Name the kind and its bounds in a few words."""
-    match kind:
-        case Duration() | Size() | Int():
-            text = _range(kind)
-        case Choice():
-            text = f"one of {', '.join(kind.values)}"
-        case Output() | FilePath():
-            words = ", ".join(map(show, kind.words))
-            text = f"{words} or the path of a file" if words else "the path of a file"
-        case AddressList():
-            text = f"{_ADDRESS_FORMS}; a PROXY protocol header begins each connection with ?{_PROXY_PROTOCOL}"
-        case PathGlob():
-            text = _GLOB_MEANING
-        case MethodList():
-            text = 'some methods, such as ["POST"]'
-        case RefusalStatus():
-            text = f"one of {', '.join(map(str, refusal_statuses()))}"
-        case PageFile():
-            *others, last = kind.suffixes
-            text = f"path of a file in {', '.join(others)} or {last} of at most {format_size(kind.max)} in UTF-8"
-        case _:
-            text = _describe_rule(kind)
-    return text
-
-
-def _describe_rule(kind: Kind) -> str:
-    """Name a kind that says who may come in, or how often."""
-    match kind:
-        case NetworkList():
-            text = (
-                f'some of {", ".join(NETWORK_WORDS)}, networks and addresses, such as ["192.0.2.0/24", "2001:db8::/32"]'
-            )
-        case HostList():
-            text = 'some names and addresses without a port, such as ["example.com", ".example.org"], or "*" for any'
-        case StatusList():
-            text = "some statuses, such as [401, 404]"
-        case Rate():
-            one = 'a rate such as "300/minute" or "10/5 minutes"'
-            text = one + ', several such as "20/second; 300/minute"' * kind.several + ', or "off"' * kind.off
-        case RateKey():
-            text = f"one of {', '.join(RATE_KEYS)} and header:NAME"
-        case StorageUrl():
-            text = f'"memory", or a URL of {", ".join(STORAGES)}'
-        case Text():
-            text = f"text of at most {kind.max} printable ASCII characters, without quotes and backslashes"
-        case _:
-            raise TypeError(kind)
-    return text
-
-
-def _range(kind: Duration | Size | Int) -> str:
-    match kind:
-        case Duration():
-            return f"duration from {format_duration(kind.min)} to {format_duration(kind.max)}"
-        case Size():
-            return f"size from {format_size(kind.min)} to {format_size(kind.max)}"
-        case Int():
-            return f"whole number from {kind.min} to {kind.max}"
 
 
 def plain(kind: Kind, value: Any) -> str:

@@ -69,7 +69,7 @@ def test_help_all_has_every_flag_and_variable_with_its_default(tmp_path: Path) -
     done = hardserve("--help-all", directory=tmp_path, COLUMNS="100")
     assert (done.returncode, done.stderr) == (0, "")
     for option in OPTIONS:
-        assert re.search(rf"\n  {option.flag} [A-Z]+  \[{option.variable}\]\n", done.stdout), option
+        assert re.search(rf"\n  {option.flag} [A-Z=]+  \[{option.variable}\]\n", done.stdout), option
     assert re.findall(r"(?m)^\[(\w+)\] .*:$", done.stdout) == [section.name for section in SECTIONS]
     assert "default 127.0.0.1:8000)" in done.stdout
     for table in TABLES:

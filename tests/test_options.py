@@ -32,10 +32,12 @@ from hardserve.settings import (
     Choice,
     Duration,
     ErrorPageSettings,
+    FieldValue,
     FilePath,
     HostList,
     Int,
     Kind,
+    MountList,
     NetworkList,
     Output,
     Rate,
@@ -114,7 +116,7 @@ def test_each_value_says_where_it_came_from(tmp_path: Path) -> None:
     assert resolved.settings.server.drain == 1.0
 
 
-def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: PLR0911  # one for each kind
+def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911  # one for each kind
     match kind:
         case Choice():
             return st.sampled_from(kind.values)
@@ -134,6 +136,10 @@ def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: PLR0911  # one for
             return st.sampled_from(["memory", "redis://127.0.0.1:6379/0"])
         case Text():
             return st.sampled_from(["hardserve", "the shop"])
+        case FieldValue():
+            return st.sampled_from([*kind.words, "DENY", "geolocation=(), camera=()"])
+        case MountList():
+            return st.lists(st.integers(0, 99).map("/m{0}=d{0}".format), max_size=3, unique=True).map(tuple)
         case _:
             return st.lists(st.integers(3, 99).map("fd:{}".format), min_size=1, max_size=3, unique=True).map(tuple)
 
@@ -1053,7 +1059,7 @@ def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Pa
     (tmp_path / "hardserve.toml").write_text(text)
     (tmp_path / "413.html").write_text("the page that it names for an example")
     resolved = resolve(environ={}, directory=tmp_path)
-    assert replace(resolved.settings, route=(), rate_limit=(), error_page=()) == Settings()
+    assert replace(resolved.settings, route=(), rate_limit=(), static=(), error_page=()) == Settings()
     assert "default" not in resolved.origins.values()
     for option in OPTIONS:
         assert option.help[:40] in text

@@ -17,25 +17,31 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Dependencies point down: a part may import itself and what stands in its set. Those that are everybody's are data and
 # pure functions, and import nothing but each other. The command line imports what it catches the errors of.
-EVERYBODYS = {"settings", "refusals", "protocol", "pages", "values"}
+EVERYBODYS = {"settings", "refusals", "protocol", "pages", "values", "addresses", "http", "pool", "securityheaders"}
 ALLOWED: dict[str, set[str]] = {
     "settings": set(),
-    "values": {"settings", "refusals"},
+    "addresses": set(),
+    "http": set(),
+    "pool": set(),
+    "securityheaders": {"settings"},
+    "values": {"settings", "refusals", "addresses"},
     "refusals": set(),
     "protocol": {"refusals"},
-    "pages": {"settings", "refusals", "protocol"},
-    "names": {"settings", "values"},
+    "pages": {"settings", "refusals", "protocol", "securityheaders"},
+    "describe": {"settings", "values", "addresses"},
+    "names": {"settings", "values", "describe"},
     "configfiles": {"settings", "values", "names"},
-    "options": {"settings", "values", "names", "configfiles"},
+    "options": {"settings", "values", "addresses", "describe", "names", "configfiles"},
     "loader": EVERYBODYS,
     "edge": EVERYBODYS,
     "wsgi": EVERYBODYS,
     "ops": EVERYBODYS,
     "checks": EVERYBODYS,
+    "files": EVERYBODYS,
     "passwd": EVERYBODYS | {"checks"},
     "demo": EVERYBODYS,
-    "server": EVERYBODYS | {"configfiles", "edge", "checks", "wsgi", "ops", "loader", "options", "__init__"},
-    "cli": EVERYBODYS | {"server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
+    "server": EVERYBODYS | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
+    "cli": EVERYBODYS | {"describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
     "__main__": {"cli"},
     "__init__": EVERYBODYS | {"server", "options", "ops", "loader"},
 }

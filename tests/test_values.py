@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardserve.addresses import FdAddress, TcpAddress, UnixAddress, parse_address
+from hardserve.describe import describe, expected
 from hardserve.settings import (
     GIB,
     KIB,
@@ -32,15 +34,9 @@ from hardserve.settings import (
     Text,
 )
 from hardserve.values import (
-    FdAddress,
-    TcpAddress,
-    UnixAddress,
-    describe,
-    expected,
     format_duration,
     format_size,
     parse,
-    parse_address,
     parse_duration,
     parse_path_glob,
     parse_size,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hardserve.checks.pool import Checks
+from hardserve.pool import Pool
 
 if TYPE_CHECKING:
     from hardserve.checks.sharedrates import SharedRates
@@ -119,8 +119,8 @@ class Offload:
         self._authenticator = authenticator
         self._shared = shared
         self._store_timeout_s = store_timeout_s
-        self._passwords = Checks(PASSWORD_THREADS, WAITING_PASSWORDS)
-        self._questions = Checks(STORE_THREADS, WAITING_QUESTIONS)
+        self._passwords = Pool("check", PASSWORD_THREADS, WAITING_PASSWORDS)
+        self._questions = Pool("store", STORE_THREADS, WAITING_QUESTIONS)
         self._probe_planned = False
         self._trying: dict[str, int] = {}  # passwords that are being checked, by client
         self._lateness = 0.0  # how much later than it may be the store has been of late

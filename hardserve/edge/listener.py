@@ -17,7 +17,7 @@ import struct
 import sys
 from collections.abc import Callable
 
-from hardserve.values import FdAddress, UnixAddress, parse_address
+from hardserve.addresses import FdAddress, UnixAddress, parse_address
 
 SO_ATTACH_FILTER = 26  # linux/asm-generic; the socket module has no name for it
 # One classic BPF instruction: BPF_RET | BPF_K with 0, which is "keep no byte of this packet", that is, drop it.

@@ -13,7 +13,7 @@ from time import monotonic
 
 import pytest
 
-from hardserve.checks.pool import Checks
+from hardserve.pool import Pool
 from tests.support import PATIENCE_S, switching_often
 
 
@@ -21,7 +21,7 @@ class Rig:
     """Check threads, a gate that holds jobs, and the results in the order in which they came."""
 
     def __init__(self, count: int, max_waiting: int) -> None:
-        self.checks = Checks(count, max_waiting)
+        self.checks = Pool("check", count, max_waiting)
         self.results: SimpleQueue[object] = SimpleQueue()
         self.gate = threading.Event()
         self.held: SimpleQueue[str] = SimpleQueue()
@@ -108,8 +108,9 @@ def test_a_done_that_fails_is_logged_and_costs_no_thread(rig: Rig, caplog: pytes
         rig.submit(lambda: 2)
         assert rig.result() == 2
     rig.occupy(2)  # both threads have come back
-    records = [record for record in caplog.records if record.name == "hardserve.checks"]
-    assert [(record.levelno, record.getMessage()) for record in records] == [(logging.ERROR, "check failed")] * 3
+    records = [record for record in caplog.records if record.name == "hardserve.pool"]
+    said = [(record.levelno, record.getMessage()) for record in records]
+    assert said == [(logging.ERROR, "internal error in a check thread")] * 3
     assert all(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in records)
 
 
@@ -138,7 +139,7 @@ def test_past_so_many_waiting_a_job_is_not_taken_and_later_is_again(rig: Rig) ->
     rig.occupy(2)
     assert [rig.submit(lambda: "waited") for _ in range(5)] == [True, True, True, False, False]
     assert rig.checks.waiting() == 3
-    assert repr(rig.checks) == "<Checks 2 of 2 threads, 2 busy, 3 waiting>"
+    assert repr(rig.checks) == "<Pool check 2 of 2 threads, 2 busy, 3 waiting>"
     rig.gate.set()
     assert sorted(str(rig.result()) for _ in range(5)) == ["held", "held", "waited", "waited", "waited"]
     assert rig.results.empty()
@@ -187,7 +188,7 @@ def test_stop_drops_what_has_not_begun_and_takes_nothing_more(rig: Rig) -> None:
     begun: list[str] = []
     assert rig.submit(lambda: begun.append("after stop"))
     assert not rig.checks.stop(monotonic())
-    assert repr(rig.checks) == "<Checks 2 of 2 threads, 2 busy, 3 waiting, stopping>"
+    assert repr(rig.checks) == "<Pool check 2 of 2 threads, 2 busy, 3 waiting, stopping>"
     assert not rig.submit(lambda: begun.append("late"))
     rig.gate.set()
     assert rig.checks.stop(monotonic() + PATIENCE_S)
@@ -198,9 +199,9 @@ def test_stop_drops_what_has_not_begun_and_takes_nothing_more(rig: Rig) -> None:
 
 
 def test_stop_before_any_job_is_immediate() -> None:
-    checks = Checks(2, 3)
+    checks = Pool("check", 2, 3)
     assert checks.stop(monotonic())
-    assert repr(checks) == "<Checks 0 of 2 threads, 0 busy, 0 waiting, stopping>"
+    assert repr(checks) == "<Pool check 0 of 2 threads, 0 busy, 0 waiting, stopping>"
 
 
 def test_without_threads_to_be_had_one_does_it_all_or_nothing_is_taken(
@@ -239,7 +240,7 @@ def test_what_a_job_held_is_let_go_when_it_ends(rig: Rig) -> None:
         assert monotonic() < until, "its thread waits for the next job, and still has it"
         threading.Event().wait(0.001)
         gc.collect()
-    assert repr(rig.checks) == "<Checks 1 of 2 threads, 0 busy, 0 waiting>"
+    assert repr(rig.checks) == "<Pool check 1 of 2 threads, 0 busy, 0 waiting>"
 
 
 def test_every_job_is_run_once_however_threads_take_turns() -> None:
@@ -258,8 +259,8 @@ def test_a_job_that_hangs_does_not_keep_the_process_alive() -> None:
 
     program = (
         "import threading, time\n"
-        "from hardserve.checks.pool import Checks\n"
-        "checks, begun = Checks(1, 1), threading.Event()\n"
+        "from hardserve.pool import Pool\n"
+        "checks, begun = Pool('check', 1, 1), threading.Event()\n"
         "def hang():\n"
         "    begun.set()\n"
         "    threading.Event().wait()\n"

@@ -1,9 +1,10 @@
-"""The check threads: a few that do what may block before a request is let in, so that neither edge nor workers wait.
+"""A few threads that do what may block, so that neither the I/O thread nor a worker waits: check and file threads.
 
-A password's hash takes a tenth of a second, and a store on another machine may not answer at all. Jobs are taken
-first come, first served. None of them is ever interrupted: whoever submits one has a deadline of its own, goes on
-without the result when that passes, and says so through `wanted`, so that what nobody waits for is not begun. A job
-that hangs keeps its thread, and the others go on; the threads are daemons and keep no process alive.
+A password's hash takes a tenth of a second, a cold file on an SD card as long, and a store on another machine may not
+answer at all. Jobs are taken first come, first served. None of them is ever interrupted: whoever submits one has a
+deadline of its own, goes on without the result when that passes, and says so through `wanted`, so that what nobody
+waits for is not begun. A job that hangs keeps its thread, and the others go on; the threads are daemons and keep no
+process alive.
 
 What a job does, and what its result means, is not known here.
 """
@@ -17,7 +18,7 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TypeVar
 
-logger = logging.getLogger("hardserve.checks")
+logger = logging.getLogger("hardserve.pool")
 
 ResultT = TypeVar("ResultT")
 
@@ -26,14 +27,15 @@ def _always() -> bool:
     return True
 
 
-class Checks:
-    """`count` threads, and at most `max_waiting` jobs that none of them has taken yet.
+class Pool:
+    """`count` threads named after `name`, and at most `max_waiting` jobs that none of them has taken yet.
 
     No thread exists before it is needed: each of the first jobs starts one. `submit` and `stop` are for one thread,
     the I/O thread; `repr` and `waiting` for any.
     """
 
-    def __init__(self, count: int, max_waiting: int) -> None:
+    def __init__(self, name: str, count: int, max_waiting: int) -> None:
+        self._name = name
         self._count = count
         self._max_waiting = max_waiting
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -44,7 +46,7 @@ class Checks:
     def __repr__(self) -> str:
         stopping = ", stopping" if self._stopping else ""
         return (
-            f"<Checks {len(self._threads)} of {self._count} threads, {len(self._busy)} busy, "
+            f"<Pool {self._name} {len(self._threads)} of {self._count} threads, {len(self._busy)} busy, "
             f"{self.waiting()} waiting{stopping}>"
         )
 
@@ -58,9 +60,9 @@ class Checks:
         done: Callable[[ResultT | BaseException], None],
         wanted: Callable[[], bool] = _always,
     ) -> bool:
-        """Have `job` run by a check thread, and `done` called there with what it returned or raised. I/O thread.
+        """Have `job` run by one of the threads, and `done` called there with what it returned or raised. I/O thread.
 
-        `wanted` is asked on the check thread just before; if it says no, neither is called. Return False, and call
+        `wanted` is asked on that thread just before; if it says no, neither is called. Return False, and call
         nothing, if `max_waiting` jobs wait already, after `stop`, and if the system gives no thread at all.
         """
         if self._stopping or self._jobs.qsize() >= self._max_waiting:
@@ -82,12 +84,13 @@ class Checks:
 
     def _start_thread(self) -> bool:
         """Start one more; return whether there is any."""
-        thread = threading.Thread(target=self._run, name=f"hardserve-check-{len(self._threads) + 1}", daemon=True)
+        name = f"hardserve-{self._name}-{len(self._threads) + 1}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             # Out of threads or memory. With at least one there is only less done at once.
-            logger.warning("cannot start a check thread (%s); there are %d", error, len(self._threads))
+            logger.warning("cannot start a %s thread (%s); there are %d", self._name, error, len(self._threads))
         else:
             self._threads.append(thread)
         return bool(self._threads)
@@ -115,6 +118,6 @@ class Checks:
                 run()
             except BaseException:
                 # `wanted` and `done` are ours: this is a bug, and must not cost a thread.
-                logger.exception("check failed")
+                logger.exception("internal error in a %s thread", self._name)
             self._busy.discard(thread)
             del run  # what it holds must not stay until the next job comes
