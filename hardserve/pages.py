@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from hardserve.protocol import REASONS
 from hardserve.refusals import BANNED, RATE_LIMITED
+from hardserve.securityheaders import default_lines
+from hardserve.settings import HeaderSettings
 
 if TYPE_CHECKING:
     from hardserve.refusals import Refusal
@@ -47,11 +49,9 @@ _STYLE = (
     "h1{font-size:1.6rem;line-height:1.25}"
     "small{opacity:.75;overflow-wrap:anywhere}"
 )
-# The page needs nothing but its own style, and a browser is told to take nothing else.
-_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'"
-)
-_FIELDS = {HTML: (f"Content-Security-Policy: {_POLICY}",)}
+# The page needs nothing but its own style, and a browser is told to take nothing else, whatever other pages may take.
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = f"Content-Security-Policy: default-src 'none'; style-src 'sha256-{_STYLE_HASH}'"
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -153,13 +153,16 @@ class ErrorPages:
     """The responses of all refusals. Any thread.
 
     `custom` is the content of custom pages, by status and suffix: ".html", ".json" or ".txt". A status has those that
-    are there; in what it has none for, clients get ours.
+    are there; in what it has none for, clients get ours. `headers` is what all responses have.
     """
 
-    __slots__ = ("_custom", "_remembered", "_responses")
+    __slots__ = ("_custom", "_fields", "_remembered", "_responses")
 
-    def __init__(self, custom: Mapping[tuple[int, str], bytes] | None = None) -> None:
+    def __init__(
+        self, custom: Mapping[tuple[int, str], bytes] | None = None, headers: HeaderSettings | None = None
+    ) -> None:
         self._custom = dict(custom or {})
+        self._fields = dict(default_lines(headers or HeaderSettings()))
         # By the refusal's name and media type. Names are declared in the code, so that these are few.
         self._responses: dict[str, dict[str, _Response]] = {}
         # What an Accept field asks for. A client that never repeats itself costs parsing, not memory.
@@ -169,7 +172,7 @@ class ErrorPages:
         return f"<ErrorPages {len(self._custom)} custom, {len(self._remembered)} Accept fields remembered>"
 
     @classmethod
-    def load(cls, entries: Sequence[ErrorPageSettings]) -> Self:
+    def load(cls, entries: Sequence[ErrorPageSettings], headers: HeaderSettings | None = None) -> Self:
         """Read the custom pages, once and whole. Raises OSError.
 
         The files are UTF-8. `{{ request_id }}` in one is where the request's id goes.
@@ -178,7 +181,7 @@ class ErrorPages:
         for entry in entries:
             path = Path(entry.file)
             custom[entry.status, path.suffix.lower()] = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-        return cls(custom)
+        return cls(custom, headers)
 
     def response(
         self,
@@ -223,8 +226,8 @@ class ErrorPages:
         Plain text without an id, since there is no request, and never a custom page. It says that the connection ends.
         """
         body = f"{refusal.status} {REASONS[refusal.status]}\n\n{refusal.text}\n"
-        lines = (*_head(refusal, TEXT), f"Content-Length: {len(body)}", f"Date: {date}", "Connection: close", "", body)
-        return "\r\n".join(lines).encode()
+        head = (*_head(refusal, TEXT), *self._fields.values(), f"Content-Length: {len(body)}", f"Date: {date}")
+        return "\r\n".join((*head, "Connection: close", "", body)).encode()
 
     def _choose(self, accept: str) -> str:
         media_type = preferred(accept)
@@ -236,18 +239,21 @@ class ErrorPages:
 
     def _make(self, refusal: Refusal) -> dict[str, _Response]:
         """Make and keep what a refusal's responses have in common. Two threads may do so at once, to the same end."""
+        fields = tuple(self._fields.values())
+        page_fields = tuple((self._fields | {"content-security-policy": _POLICY}).values())
         responses = {
-            offer: _response(refusal, offer, _body(refusal, offer), _FIELDS.get(offer, ())) for offer in OFFERS
+            offer: _response(refusal, offer, _body(refusal, offer), page_fields if offer == HTML else fields)
+            for offer in OFFERS
         }
         for suffix, offers in _SUFFIXES.items():
             content = self._custom.get((refusal.status, suffix))
             if content is not None:
-                responses |= dict.fromkeys(offers, _response(refusal, offers[0], content))
+                responses |= dict.fromkeys(offers, _response(refusal, offers[0], content, fields))
         self._responses[refusal.name] = responses
         return responses
 
 
-def _response(refusal: Refusal, media_type: str, body: bytes, fields: Sequence[str] = ()) -> _Response:
+def _response(refusal: Refusal, media_type: str, body: bytes, fields: Sequence[str]) -> _Response:
     head = "".join(f"{line}\r\n" for line in (*_head(refusal, media_type), *fields, "Vary: Accept"))
     between_ids = tuple(_ID_MARKS.split(body))
     return _Response(f"{head}Content-Length: ".encode(), between_ids, sum(map(len, between_ids)))
@@ -259,7 +265,6 @@ def _head(refusal: Refusal, media_type: str) -> list[str]:
         f"HTTP/1.1 {refusal.status} {REASONS[refusal.status]}",
         f"Content-Type: {_CONTENT_TYPES[media_type]}",
         "Cache-Control: no-store",
-        "X-Content-Type-Options: nosniff",
     ]
     if refusal.status in (429, 503) and refusal not in (RATE_LIMITED, BANNED):  # those know when
         lines.append("Retry-After: 1")  # RFC 9110 10.2.3, RFC 6585 4

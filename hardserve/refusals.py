@@ -87,6 +87,20 @@ PEER_NOT_TRUSTED = Refusal(
     "peer_not_trusted", 403, "This port is for the proxy in front.", True, "RFC 9110 15.5.4", logging.WARNING
 )
 
+# --- files ---
+FILE_NOT_FOUND = Refusal("file_not_found", 404, "There is nothing here.", False, "RFC 9110 15.5.5", logging.DEBUG)
+FILE_FORBIDDEN = Refusal("file_forbidden", 403, "This file may not be read.", False, "RFC 9110 15.5.4", logging.WARNING)
+FILE_FAILED = Refusal("file_failed", 500, "The file could not be read.", False, "RFC 9110 15.6.1", logging.ERROR)
+FILES_BUSY = Refusal(
+    "files_busy", 503, "The server is busy; try again soon.", False, "RFC 9110 15.6.4", logging.WARNING
+)
+PRECONDITION_FAILED = Refusal(
+    "precondition_failed", 412, "The file is not what the request expects.", False, "RFC 9110 15.5.13", logging.DEBUG
+)
+RANGE_NOT_SATISFIABLE = Refusal(
+    "range_not_satisfiable", 416, "The file has no such part.", False, "RFC 9110 15.5.17", logging.DEBUG
+)
+
 # --- sizes ---
 REQUEST_LINE_TOO_LONG = Refusal(
     "request_line_too_long", 414, "The request target is too long.", True, "RFC 9110 15.5.15"
@@ -111,6 +125,7 @@ QUEUE_DEADLINE = Refusal(
 APP_DEADLINE = Refusal(
     "app_deadline", 504, "The application took too long to answer.", True, "RFC 9110 15.6.5", logging.ERROR
 )
+FILES_SLOW = Refusal("files_slow", 503, "The file could not be read in time.", False, "RFC 9110 15.6.4", logging.ERROR)
 
 # --- capacity ---
 QUEUE_FULL = Refusal(
@@ -175,6 +190,8 @@ RESPONSE_DEADLINE = Cut("response_deadline")
 RESPONSE_TOO_SLOW = Cut("response_too_slow")
 SLOWEST_READER = Cut("slowest_reader", logging.WARNING)  # it kept a worker, or memory, that others needed
 APP_DEADLINE_MIDWAY = Cut("app_deadline_midway", logging.ERROR)
+FILE_CHANGED = Cut("file_changed", logging.WARNING)  # in place, while it was being sent
+FILE_UNREADABLE = Cut("file_unreadable", logging.ERROR)  # or not in time
 BANNED_NOW = Cut("banned")  # a connection that was open when its client was banned, or tried to come back
 BAD_PROXY_HEADER = Cut("bad_proxy_header", logging.ERROR)
 CLIENT_LEFT = Cut("client_disconnected", logging.DEBUG)

@@ -37,8 +37,11 @@ from hardserve.edge.networks import Networks, prefix_key
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.edge.ratelimit import RateLimiter
 from hardserve.edge.readers import Readers
+from hardserve.files.mounts import Mounts
+from hardserve.files.static import FileContext, StaticFiles
 from hardserve.loader.bodycap import give_body_cap
 from hardserve.loader.hosts import has_proxy_fix, hosts_of
+from hardserve.mounting import mounts_of
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.ops.banner import banner
 from hardserve.ops.control import ControlError, ControlSocket, control_path
@@ -46,8 +49,10 @@ from hardserve.ops.operate import Operations
 from hardserve.ops.refusallog import RefusalLog
 from hardserve.ops.supervisor import is_supervised
 from hardserve.pages import ErrorPages
-from hardserve.protocol import DateClock
+from hardserve.pool import Pool
+from hardserve.protocol import DateClock, SharedFile
 from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, Cut, DryRun, Refusal
+from hardserve.securityheaders import default_lines
 from hardserve.wsgi.task import AppContext, Application, Channel, Received, Task
 from hardserve.wsgi.watch import LOOK_S, PoolContext, Watch
 from hardserve.wsgi.workers import Workers
@@ -71,6 +76,10 @@ LET_GO_S = 20e-6
 
 # A line for a ban, at most so often: forged addresses may be banned by the thousand.
 BAN_LINE_S = 1.0
+
+# Requests that may wait for a file thread, and files that may wait to be compressed.
+WAITING_FILES = 4096
+WAITING_COMPRESSIONS = 256
 
 # nginx's for a client that left before it had sent its request, and by now everybody's.
 CLIENT_CLOSED_REQUEST = 499
@@ -121,6 +130,9 @@ class Server:
         self._ban_said_at = -math.inf
         self._bans_not_said = 0
         self._authenticator: Authenticator | None = None
+        self._mounts = Mounts(())
+        self._file_pool = Pool("file", settings.files.readers, WAITING_FILES)
+        self._compression_pool = Pool("compress", 1, WAITING_COMPRESSIONS)
         self._offload: Offload
         self._loop: Loop
         self._readers: Readers
@@ -139,12 +151,13 @@ class Server:
     def bind(self) -> None:
         """Open every address of the settings, and read what refusals look like.
 
-        Raises ListenError, UsersFileError, SettingsError for a store that is no use, and OSError for a page that cannot
-        be read, and then has opened nothing.
+        Raises ListenError, UsersFileError, SettingsError for a store that is no use and for a mount that is none or
+        shows too much, and OSError for a page that cannot be read, and then has opened nothing.
         """
         self._pages = ErrorPages.load(self.settings.error_page)
         self._check_storage()
         self._read_users()
+        self._mounts = mounts_of(self._app, self.settings)
         try:
             for address in self.settings.server.bind:
                 self._listeners += open_listeners(address, self.settings.server.backlog)
@@ -176,8 +189,8 @@ class Server:
             for warning in self._authenticator.load():
                 logger.warning("%s", warning)
 
-    def _make_gate(self) -> Gate:
-        """Put together who may come in, and how often."""
+    def _make_limiter(self) -> None:
+        """Put together how often a client may ask, and what may block before it is told."""
         settings = self.settings
         rates = settings.rate_limiting
         shared = None
@@ -201,8 +214,11 @@ class Server:
             shared=shared,
             store_timeout_s=rates.storage_timeout,
         )
-        return Gate(
-            settings,
+
+    def _make_gate(self, files: StaticFiles | None) -> Gate:
+        """Put together who may come in."""
+        gate = Gate(
+            self.settings,
             trusted=self._trusted,
             hosts=self._hosts(),
             limiter=self._limiter,
@@ -211,6 +227,29 @@ class Server:
             auth=self._authenticator,
             checks=self._offload,
         )
+        if files is not None:
+            gate.file_refusal = files.refuses_body
+        return gate
+
+    def _make_files(self) -> StaticFiles | None:
+        if not self._mounts:
+            return None
+        ctx = FileContext(
+            date=self._date,
+            lines=default_lines(self.settings.headers),
+            post=self._loop.post,
+            submit=self._file_pool.submit,
+            submit_compression=self._compression_pool.submit,
+            responded=self._limiter.responded,
+            outcome=self._log_outcome,
+        )
+        return StaticFiles(self._mounts, self.settings.files, ctx)
+
+    def _read_file(
+        self, file: SharedFile, start: int, count: int, done: Callable[[bytes | BaseException], None]
+    ) -> bool:
+        """Have a file thread read what the I/O thread would wait for. I/O thread."""
+        return self._file_pool.submit(lambda: file.read(start, count), done)
 
     def _hosts(self) -> Sequence[str]:
         """Return the hosts that are served, none for all."""
@@ -263,7 +302,9 @@ class Server:
         a server that has stopped by itself because too many threads hang.
         """
         settings = self.settings
-        gate = self._make_gate()
+        self._make_limiter()
+        files = self._make_files()
+        gate = self._make_gate(files)
         self._say_what_proxy_fix_does()
         self._app_ctx = AppContext(
             self._app,
@@ -274,6 +315,8 @@ class Server:
             # A thread that hangs is replaced, and may come back beside its replacement.
             multithread=settings.server.threads > 1 or settings.timeouts.app > 0,
             interrupts=settings.timeouts.interrupt > 0,
+            headers=settings.headers,
+            compression=settings.compression,
         )
         ctx = EdgeContext(
             settings=settings,
@@ -285,6 +328,8 @@ class Server:
             pages=self._pages,
             admit=gate.admit,
             identify=self._loop.identify,
+            serve_file=None if files is None else files.serve,
+            read_file=self._read_file,
             dispatch=self._dispatch,
             withdraw=self._withdraw,
             responded=self._limiter.responded,
@@ -343,6 +388,8 @@ class Server:
         until = now if cut or self._stop_calls > 1 else now + LAST_WORDS_S
         self._workers.stop(until)
         self._offload.stop(until)
+        self._file_pool.stop(until)
+        self._compression_pool.stop(until)
 
     def stop(self) -> None:
         """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""

@@ -68,7 +68,7 @@ class AddressList:
 
 @dataclass(frozen=True, slots=True)
 class PathGlob:
-    """The paths of some requests: "/upload", "/upload/*", "*.iso". `edge.routes.PathPattern` says what that means."""
+    """The paths of some requests: "/upload", "/upload/*", "*.iso". `http.paths.PathPattern` says what that means."""
 
 
 @dataclass(frozen=True, slots=True)

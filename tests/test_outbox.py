@@ -126,14 +126,14 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(room=st.sampled_from([0, 1, 100, 65_536, 1_000_000]))
     def send(self, room: int) -> None:
         self.wire.room = room
-        for report in self.outbox.send(self.wire.send):
+        for report in self.outbox.send(self.wire.send, self.wire.send_file):
             report(0, "")
 
     @rule()
     def break_while_sending(self) -> None:
         self.wire.broken = True
         try:
-            for report in self.outbox.send(self.wire.send):
+            for report in self.outbox.send(self.wire.send, self.wire.send_file):
                 report(0, "")
         except BrokenPipeError:
             pass
@@ -205,7 +205,7 @@ def test_what_the_client_has_taken_is_what_it_acknowledges() -> None:
     assert outbox.acknowledged(500) == 0
     wire = Wire()
     wire.room = 300
-    outbox.send(wire.send)
+    outbox.send(wire.send, wire.send_file)
     assert outbox.acknowledged(800) == 0, "the kernel took it, the client did not"
     assert outbox.acknowledged(0) == 800
     outbox.close()
@@ -245,12 +245,12 @@ def test_the_file_is_used_from_its_start_again_when_all_of_it_has_left() -> None
         assert keep(outbox, b"y" * 500_000)
         assert not keep(outbox, b"z" * 500_000), "past its limit"
         wire.room = 600_001
-        outbox.send(wire.send)
+        outbox.send(wire.send, wire.send_file)
         assert outbox.stored == 0
         assert keep(outbox, b"a")
         assert budget.files == 1, "what has left takes no room on the disk"
         wire.room = 500_000
-        outbox.send(wire.send)
+        outbox.send(wire.send, wire.send_file)
     assert not outbox
     assert outbox.close() == []
     assert (budget.memory, budget.files) == (0, 0)
@@ -262,7 +262,7 @@ def test_a_file_is_in_the_budget_for_as_long_as_it_is_on_the_disk() -> None:
     outbox, wire = new_outbox(budget), Wire()
     keep(outbox, b"x" * 100_000)
     wire.room = 99_999
-    outbox.send(wire.send)
+    outbox.send(wire.send, wire.send_file)
     assert outbox.stored == 1
     assert budget.files == 100_000
     outbox.close()
@@ -291,7 +291,7 @@ def test_a_file_that_somebody_cut_short_ends_the_response() -> None:
     os.ftruncate(outbox._file.fileno(), 10)
     wire.room = 1 << 20
     with pytest.raises(OSError, match="shorter"):
-        outbox.send(wire.send)
+        outbox.send(wire.send, wire.send_file)
     outbox.close()
 
 
@@ -305,7 +305,7 @@ def test_without_a_temporary_directory_it_stays_in_memory(
     assert not keep(outbox, b"two"), "and it is not tried again"
     assert (budget.memory, budget.files) == (6, 0)
     wire.room = 100
-    outbox.send(wire.send)
+    outbox.send(wire.send, wire.send_file)
     assert wire.taken == b"onetwo"
     assert not outbox
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -410,7 +410,7 @@ class Sink(threading.Thread):
         while not self.closed:
             with self.lock:
                 self.wire.room = 30_000
-                for report in self.outbox.send(self.wire.send):
+                for report in self.outbox.send(self.wire.send, self.wire.send_file):
                     report(0, "")
                 if len(self.wire.taken) >= self.close_after or (self.ended and not self.outbox):
                     self.closed = True

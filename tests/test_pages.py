@@ -19,7 +19,7 @@ from hardserve import refusals
 from hardserve.pages import ACCEPT_MAX, HTML, JSON, OFFERS, PROBLEM, TEXT, ErrorPages, preferred
 from hardserve.protocol import REASONS
 from hardserve.refusals import BANNED, RATE_LIMITED, Refusal
-from hardserve.settings import ErrorPageSettings
+from hardserve.settings import ErrorPageSettings, HeaderSettings
 from tests.support import PATIENCE_S, switching_often
 
 DECLARED = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
@@ -427,6 +427,43 @@ def test_a_page_that_cannot_be_read_is_an_error_at_start(tmp_path: Path) -> None
         ErrorPages.load([ErrorPageSettings(status=503, file=str(tmp_path / "none.html"))])
 
 
+# --- the fields of all responses ---
+
+CONFIGURED = HeaderSettings(
+    frame_options="DENY",
+    referrer_policy="off",
+    permissions_policy="camera=()",
+    content_security_policy="default-src 'self'",
+    server="hardserve",
+)
+
+
+def test_refusals_have_the_fields_that_all_responses_have(tmp_path: Path) -> None:
+    using = ErrorPages({(503, ".html"): b"custom"}, CONFIGURED)
+    answers = {accept: parse(respond(refusals.BODY_TOO_LARGE, accept, using=using))[1] for accept in OFFERS}
+    answers["custom"] = parse(respond(accept=HTML, using=using))[1]
+    answers["turned away"] = parse(using.turned_away(refusals.QUEUE_FULL, DATE))[1]
+    for name, fields in answers.items():
+        assert fields["X-Content-Type-Options"] == "nosniff"
+        assert fields["X-Frame-Options"] == "DENY"
+        assert "Referrer-Policy" not in fields
+        assert fields["Permissions-Policy"] == "camera=()"
+        assert fields["Server"] == "hardserve"
+        assert (fields["Content-Security-Policy"] == "default-src 'self'") == (name != HTML), "a page has its own"
+    assert answers[HTML]["Content-Security-Policy"].startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_they_can_be_left_out() -> None:
+    off = HeaderSettings(content_type_options="off", frame_options="off", referrer_policy="off")
+    for answer in (respond(using=ErrorPages(headers=off)), ErrorPages(headers=off).turned_away(refusals.BANNED, DATE)):
+        assert not {"X-Content-Type-Options", "X-Frame-Options", "Referrer-Policy", "Server"} & parse(answer)[1].keys()
+
+
+def test_pages_that_are_loaded_have_them_too(tmp_path: Path) -> None:
+    using = ErrorPages.load([], CONFIGURED)
+    assert parse(respond(using=using))[1]["X-Frame-Options"] == "DENY"
+
+
 # --- before a request ---
 
 
@@ -444,6 +481,8 @@ def test_a_connection_is_turned_away_in_plain_text(tmp_path: Path, refusal: Refu
         "Content-Type": "text/plain; charset=utf-8",
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "SAMEORIGIN",
+        "Referrer-Policy": "strict-origin-when-cross-origin",
         "Date": DATE,
         "Connection": "close",
     }

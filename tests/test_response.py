@@ -7,15 +7,26 @@ from typing import Any
 import pytest
 
 from hardserve.protocol import REASONS, DateClock
+from hardserve.securityheaders import DefaultFields
+from hardserve.settings import HeaderSettings
 from hardserve.wsgi.response import BODILESS, HOP_BY_HOP, BadResponseError, check_head, head_bytes
+
+BARE = HeaderSettings(content_type_options="off", frame_options="off", referrer_policy="off")
 
 
 def sent(
-    status: str = "200 OK", headers: Any = (), *, method: str = "GET", chunked: bool = False, connection: str = ""
+    status: str = "200 OK",
+    headers: Any = (),
+    *,
+    method: str = "GET",
+    chunked: bool = False,
+    connection: str = "",
+    settings: HeaderSettings = BARE,
 ) -> list[str]:
     """Return the lines of the head that goes out."""
     head = check_head(status, list(headers), method=method)
-    data = head_bytes(head, request_id="id", date="now", chunked=chunked, connection=connection)
+    defaults = DefaultFields(settings)
+    data = head_bytes(head, request_id="id", date="now", chunked=chunked, connection=connection, defaults=defaults)
     assert data.endswith(b"\r\n\r\n")
     return data.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
 
@@ -69,9 +80,88 @@ def test_has_a_body_or_not(method: str, status: str, bodiless: bool) -> None:
 
 @pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
 @pytest.mark.parametrize("spelling", [str.lower, str.upper, str.title])
-def test_what_belongs_to_the_connection_is_not_an_apps_to_set(name: str, spelling: Any) -> None:
-    with pytest.raises(BadResponseError, match="hop-by-hop"):
-        check_head("200 OK", [(spelling(name), "x")], method="GET")
+def test_what_belongs_to_the_connection_is_left_out(name: str, spelling: Any) -> None:
+    headers = [("X-A", "a"), (spelling(name), "x"), ("X-B", "b"), (spelling(name), "y")]
+    assert sent("200 OK", headers)[1:3] == ["X-A: a", "X-B: b"]
+    head = check_head("200 OK", headers, method="GET")
+    assert head.dropped == (spelling(name), spelling(name))
+    assert not head.close
+
+
+@pytest.mark.parametrize(
+    ("value", "close"),
+    [("close", True), ("CLOSE", True), ("x,\tclose ,y", True), ("keep-alive", False), ("closed", False), ("", False)],
+)
+def test_an_app_may_end_its_connection(value: str, close: bool) -> None:
+    assert check_head("200 OK", [("Connection", value)], method="GET").close is close
+    assert not check_head("200 OK", [("Keep-Alive", value)], method="GET").close
+
+
+@pytest.mark.parametrize("ending", ["\r\n", "\r", "\n", "\0"])
+@pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
+def test_nor_is_a_line_smuggled_into_what_is_left_out(name: str, ending: str) -> None:
+    with pytest.raises(BadResponseError):
+        check_head("200 OK", [(name, f"close{ending}X: y")], method="GET")
+
+
+def test_who_may_authenticate_to_a_proxy_is_the_apps_to_say() -> None:
+    assert "Proxy-Authenticate: Basic" in sent("407 x", [("Proxy-Authenticate", "Basic")])
+
+
+# The defaults are those of the settings; a name is what the app set, and what is sent besides.
+ALL = ["X-Content-Type-Options: nosniff", "X-Frame-Options: SAMEORIGIN",
+       "Referrer-Policy: strict-origin-when-cross-origin"]  # fmt: skip
+EVERYTHING = HeaderSettings(
+    frame_options="DENY", permissions_policy="camera=()", content_security_policy="default-src 'self'", server="us"
+)
+ADDED: dict[str, tuple[HeaderSettings, list[tuple[str, str]], list[str]]] = {
+    "an app that sets none gets all": (HeaderSettings(), [], ALL),
+    "off is none": (BARE, [], []),
+    "one of its own stays, and is not doubled": (HeaderSettings(), [("x-frame-options", "DENY")], [ALL[0], ALL[2]]),
+    "also one that is empty": (HeaderSettings(), [("Referrer-Policy", "")], ALL[:2]),
+    "also twice": (HeaderSettings(), [("Referrer-Policy", "a"), ("referrer-policy", "b")], ALL[:2]),
+    "those that are configured": (
+        EVERYTHING, [], [ALL[0], "X-Frame-Options: DENY", ALL[2], "Permissions-Policy: camera=()",
+                         "Content-Security-Policy: default-src 'self'", "Server: us"],
+    ),
+    "each yields to the app's own": (
+        EVERYTHING,
+        [("X-Content-Type-Options", "x"), ("PERMISSIONS-POLICY", "x"), ("content-security-policy", "x"),
+         ("Server", "x")],
+        ["X-Frame-Options: DENY", ALL[2]],
+    ),
+    "a policy that says who may frame it needs no other": (
+        HeaderSettings(), [("Content-Security-Policy", "default-src 'self'; Frame-Ancestors https://a.test")],
+        [ALL[0], ALL[2]],
+    ),
+    "one that does not say so does": (HeaderSettings(), [("Content-Security-Policy", "default-src 'self'")], ALL),
+    "a policy that is only reported replaces nothing": (
+        EVERYTHING, [("Content-Security-Policy-Report-Only", "frame-ancestors 'none'")],
+        [ALL[0], "X-Frame-Options: DENY", ALL[2], "Permissions-Policy: camera=()",
+         "Content-Security-Policy: default-src 'self'", "Server: us"],
+    ),
+    "a name that only begins like one is another": (HeaderSettings(), [("X-Frame-Options-Not", "x")], ALL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "headers", "added"), ADDED.values(), ids=ADDED)
+@pytest.mark.parametrize("status", ["200 OK", "304 Not Modified", "500 Oh"])
+def test_default_fields(settings: HeaderSettings, headers: Any, added: list[str], status: str) -> None:
+    lines = sent(status, headers, settings=settings)
+    assert lines[1:] == [*(f"{name}: {value}" for name, value in headers), "Date: now", "X-Request-ID: id", *added]
+
+
+def test_no_line_is_smuggled_past_the_default_fields() -> None:
+    for ending in ("\r\n", "\n", "\r"):
+        with pytest.raises(BadResponseError):
+            sent("200 OK", [("X", f"x{ending}X-Frame-Options: ALLOWALL")], settings=EVERYTHING)
+
+
+def test_it_says_in_a_line_which_fields_are_added() -> None:
+    assert repr(DefaultFields(BARE)) == "<DefaultFields none>"
+    assert repr(DefaultFields(HeaderSettings())) == (
+        "<DefaultFields x-content-type-options, x-frame-options, referrer-policy>"
+    )
 
 
 BAD_STATUSES = [None, 200, b"200 OK", "", "20", "2x0", "OK", "200OK", "2000", "-20 x", "099 x", "100 Continue", "199 x",
@@ -90,7 +180,8 @@ def test_a_length_that_is_none(length: str) -> None:
         check_head("200 OK", [("Content-Length", length)], method="GET")
 
 
-@pytest.mark.parametrize("ending", ["\r\n", "\r", "\n", "\0", "\r\n\r\n", "\r\n "])
+# The last two are the folding of RFC 9112 5.2, which no recipient has to understand.
+@pytest.mark.parametrize("ending", ["\r\n", "\r", "\n", "\0", "\r\n\r\n", "\r\n ", "\n\t"])
 @pytest.mark.parametrize("where", ["status", "name", "value"])
 def test_no_line_is_smuggled_in(where: str, ending: str) -> None:
     status = f"200 OK{ending}X: y" if where == "status" else "200 OK"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardserve.edge.routes import PathPattern, Routes, normalized, spellings
+from hardserve.edge.routes import Routes
+from hardserve.http.paths import PathPattern, normalized, spellings
 from hardserve.settings import LimitSettings, RouteSettings
 
 LIMITS = LimitSettings(body=100)

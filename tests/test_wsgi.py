@@ -438,7 +438,8 @@ CLOSED: dict[str, tuple[list[tuple[str, str]], Blocks]] = {
     "when it fails midway": ([], Blocks(b"a", fail=ValueError("x"))),
     "when it yields what it may not": ([], Blocks("a")),
     "when it yields what it may not midway": ([], Blocks(b"a", "b")),
-    "when its head is unfit": ([("Connection", "close")], Blocks(b"a")),
+    "when its head is unfit": ([("Content-Length", "x")], Blocks(b"a")),
+    "when it ends its connection": ([("Connection", "close")], Blocks(b"a")),
     "also if that fails": ([], Blocks(b"a", in_close=ValueError("x"))),
 }
 
@@ -672,12 +673,6 @@ BROKEN: dict[str, Any] = {
     "an empty header name": yielding(b"x", headers=[("", "y")]),
     "a space in a header name": yielding(b"x", headers=[("X Y", "z")]),
     "a colon in a header name": yielding(b"x", headers=[("X: y", "z")]),
-    "Connection": yielding(b"x", headers=[("Connection", "keep-alive")]),
-    "Transfer-Encoding": yielding(b"x", headers=[("transfer-encoding", "chunked")]),
-    "Keep-Alive": yielding(b"x", headers=[("Keep-Alive", "1")]),
-    "Upgrade": yielding(b"x", headers=[("Upgrade", "h2c")]),
-    "TE": yielding(b"x", headers=[("TE", "x")]),
-    "Trailer": yielding(b"x", headers=[("Trailer", "x")]),
 }
 
 
@@ -748,6 +743,79 @@ def test_a_head_goes_out_as_the_app_wrote_it(status: str, headers: Any, expected
     for name, value in headers:
         assert lines.count(f"{name}: {value}") == 1
         assert name == "Set-Cookie" or sum(other.lower().startswith(name.lower() + ":") for other in lines) == 1
+
+
+# --- what belongs to the connection ---
+
+
+def test_what_an_app_may_not_say_of_the_connection_is_left_out_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        relayed = [("transfer-encoding", "chunked"), ("Keep-Alive", "timeout=5"), ("Connection", "keep-alive, Upgrade")]
+        start_response("200 OK", [*relayed, ("Upgrade", "h2c"), ("Trailer", "X"), ("X-A", "b")])
+        return [b"body"]
+
+    with serving(app) as running, running.connect() as client:
+        for _ in range(100):
+            response = client.get("/")
+            assert (response.status, response.body, response.header("X-A")) == (200, b"body", "b")
+            assert response.header("Content-Length") == "4"
+            for name in ("Transfer-Encoding", "Keep-Alive", "Connection", "Upgrade", "Trailer"):
+                assert response.header(name) is None
+    for name in ("transfer-encoding", "Keep-Alive", "Connection", "Upgrade", "Trailer"):
+        assert caplog.text.count(f"the header {name} is hop-by-hop") == 1
+
+
+def test_each_server_tells_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert ask(yielding(b"x", headers=[("TE", "x")])).body == b"x"
+    assert caplog.text.count("the header TE is hop-by-hop") == 2
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("blocks", [lambda: [b"all"], lambda: iter([b"a", b"ll"])], ids=["one block", "a stream"])
+def test_a_connection_that_the_app_ends_is_closed_after_the_response(version: str, blocks: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Connection", "Close")])
+        return blocks()
+
+    with serving(app) as running, running.connect() as client:
+        response = client.get("/", "Connection: keep-alive", version=version)
+        assert (response.body, response.header("Connection")) == (b"all", "close")
+        assert client.receive_all() == b""
+
+
+# --- default fields ---
+
+
+def test_flask_gets_the_default_fields_and_keeps_its_own() -> None:
+    app = flask.Flask("defaults")
+
+    @app.get("/own")
+    def own() -> Any:
+        return "x", {"X-Frame-Options": "DENY", "Server": "mine"}
+
+    settings = {"headers_server": "hardserve", "headers_permissions_policy": "camera=()"}
+    with serving(app, **settings) as running, running.connect() as client:
+        own_, missing = client.get("/own"), client.get("/missing")
+        refused = client.get("/", method="TRACE")
+    assert (own_.header("X-Frame-Options"), own_.header("Server")) == ("DENY", "mine")
+    assert (missing.status, refused.status) == (404, 501)
+    for response in (missing, refused):
+        assert (response.header("X-Frame-Options"), response.header("Server")) == ("SAMEORIGIN", "hardserve")
+    for response in (own_, missing, refused):
+        assert response.header("X-Content-Type-Options") == "nosniff"
+        assert response.header("Referrer-Policy") == "strict-origin-when-cross-origin"
+        assert response.header("Permissions-Policy") == "camera=()"
+        names = [name.lower() for name, _ in response.headers]
+        assert len(names) == len(set(names))
+
+
+def test_nothing_says_which_server_it_is() -> None:
+    with serving(lambda e, s: (s("200 OK", []), [b"x"])[1]) as running, running.connect() as client:
+        assert client.get("/").header("Server") is None
+        assert client.get("/", method="TRACE").header("Server") is None
 
 
 # --- wsgi.file_wrapper ---

@@ -42,107 +42,54 @@ Only when an answer of no known length says nothing for `timeouts.abandoned` aft
 from __future__ import annotations
 
 import math
-import random
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from hardserve import refusals
-from hardserve.edge.budget import Budget, Holding
-from hardserve.edge.gate import PENDING, Verdict
-from hardserve.edge.outbox import Outbox, Report
-from hardserve.edge.parsing import ParserRules, Request
+from hardserve.edge import bodies
+from hardserve.edge.context import (
+    BODY,
+    BUSY,
+    CLOSED,
+    DRAIN_IDLE_S,
+    HEAD,
+    IDLE,
+    LINGER,
+    EdgeContext,
+    Phase,
+    Poller,
+    new_request_id,
+)
+from hardserve.edge.gate import PENDING
+from hardserve.edge.parsing import Request
 from hardserve.edge.proxyprotocol import ProxyHeader
-from hardserve.edge.readers import JUDGED_S, Readers
-from hardserve.pages import ErrorPages
-from hardserve.protocol import CONTINUE, ClientDisconnectedError, DateClock
+from hardserve.edge.sending import Sending
+from hardserve.protocol import CONTINUE
 from hardserve.refusals import Cut, Refusal
 
 if TYPE_CHECKING:
     from hardserve.edge.listener import Listener
+    from hardserve.edge.outbox import Report
     from hardserve.edge.transport import Transport
-    from hardserve.settings import Settings
+    from hardserve.protocol import FilePart
+
+__all__ = ["BODY", "BUSY", "CLOSED", "HEAD", "IDLE", "LINGER", "Connection", "EdgeContext", "Phase", "Poller"]
 
 READ_BYTES = 65536
 # Small chunks take longer to take apart than anything else a client can send, ten milliseconds for the size above. In
 # parts, so that a dozen such clients do not hold up the others.
 CHUNKED_READ_BYTES = 8192
-# How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
-# to close, where closing at once would lose a request that is already on its way.
-DRAIN_IDLE_S = 1.0
 # Requests of one connection that are refused in one turn, so that a pipeline of them does not hold up the others.
 REFUSALS_PER_TURN = 16
-# How often a slow reader is looked at: at the latest in the next slot of the wheel, and with this, in each.
-LOOK_S = 0.1
 
 
-class Phase(Enum):
-    """What a connection is doing."""
-
-    IDLE = "idle"  # no byte of a next request has come
-    HEAD = "head"  # some of a request head has come
-    BODY = "body"  # the head was admitted, some of the body is missing
-    BUSY = "busy"  # a complete request is waiting for a worker or with one, or a head for the gate's decision
-    LINGER = "linger"  # the last answer is out or on its way; what still arrives is discarded
-    CLOSED = "closed"
-
-
-IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = Phase
-
-
-class Poller(Protocol):
-    """What a connection asks of the loop it lives on. I/O thread, but for `wake`, which any thread may call."""
-
-    def set_interest(self, connection: Connection, *, read: bool, write: bool) -> None: ...
-    def watch(self, connection: Connection, now: float) -> None: ...
-    def closed(self, connection: Connection) -> None: ...
-    def wake(self, connection: Connection) -> None:
-        """Have the I/O thread call `connection.settle` soon."""
-
-
-@dataclass(slots=True)
-class EdgeContext:
-    """What all connections of a server share. The functions are called on the I/O thread."""
-
-    settings: Settings
-    rules: ParserRules
-    date: DateClock
-    poller: Poller
-    budget: Budget
-    readers: Readers
-    pages: ErrorPages
-    admit: Callable[[Connection, Request, float], Verdict]
-    identify: Callable[[Connection, tuple[str, int], float], Refusal | Cut | None]  # once a PROXY header names the peer
-    dispatch: Callable[[Connection, Request, float], Refusal | None]
-    withdraw: Callable[[Connection, Request], bool]  # what was dispatched and no worker has taken; whether it was so
-    responded: Callable[[Any, int], None]  # what the limiter hung on a request, and the status of its response
-    log_refusal: Callable[[Connection, Request, Refusal, int], None]  # with the bytes that were answered
-    log_cut: Callable[[Connection, Request | None, Cut], None]  # the request that is not answered because of it
-    log_turned_away: Callable[[Refusal, str, str], None]  # a client that was refused before it could ask, its address
-    give_way: Callable[[], None] = lambda: None  # lets go of the interpreter lock, if a worker is waiting for it
-    draining: bool = False
-
-    def idle_s(self) -> float:
-        """Return how long a connection may stay idle. Any thread."""
-        return DRAIN_IDLE_S if self.draining else self.settings.timeouts.keep_alive
-
-
-def new_request_id() -> str:
-    """Return an id to find a request by: unlikely to repeat, but no secret, and no system call."""
-    return f"{random.getrandbits(64):016x}"
-
-
-class Connection:
+class Connection(Sending):
     """See the module's head for which thread may call what."""
 
     __slots__ = (
-        "_aborted", "_ahead_counted", "_ctx", "_deciding", "_drained", "_ended_by", "_proxy_header", "_reading",
-        "_served", "_writing", "abandon", "ahead", "begun", "client", "eof", "linger_until", "lingered", "listener",
-        "lock", "open_ended", "opened", "outbox", "peer", "phase", "read_deadline", "refused", "request", "secure",
-        "slot", "transport", "trusted", "waited_since", "write_deadline",
+        "_ahead_counted", "_deciding", "_proxy_header", "_reading", "_served", "client", "linger_until", "lingered",
+        "listener", "opened", "peer", "refused", "secure", "slot", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -157,28 +104,20 @@ class Connection:
         trusted: bool = False,
         proxy_protocol: bool = False,
     ) -> None:
+        super().__init__(ctx, transport)
         # For its lifetime.
-        self._ctx = ctx
-        self.transport = transport
         self.peer = peer  # host and port; ("unix:", 0) on a Unix socket
         self.client = client  # by whom it is counted; "" is nobody in particular
         self.trusted = trusted  # the peer is a proxy whose word for who the client is counts
         self.secure = False  # the client speaks TLS with the proxy in front, which says so in its PROXY header
         self.opened = now
         self.listener = listener
-        self.lock = threading.Lock()
-        self.phase: Phase = IDLE
         self.slot: int | None = None
         self._reading = True
-        self._writing = False
-        self.eof = False
         self._served = 0  # requests
         self.refused = False  # the last of them
-        self._ended_by: Cut = refusals.CLIENT_LEFT
         # For one request.
-        self.request: Request | None = None
         self._deciding = False  # BUSY, and no worker knows of it
-        self.ahead = b""  # arrived, not parsed yet
         self._ahead_counted = 0
         self.read_deadline = now + min(ctx.settings.timeouts.first_byte, ctx.idle_s())
         self._proxy_header: ProxyHeader | None = None  # while it is awaited
@@ -187,25 +126,12 @@ class Connection:
             self.read_deadline = min(self.read_deadline, now + ctx.settings.timeouts.header)
         self.lingered = 0  # bytes
         self.linger_until = math.inf
-        # For one response.
-        self.write_deadline = math.inf
-        self.outbox: Outbox | None = None  # each response's last bytes are followed by its report
-        self._drained: threading.Condition | None = None  # where a worker waits for `outbox` to shrink
-        self.waited_since = math.inf  # monotonic seconds, while a worker does
-        self.begun = False  # some of a response in parts may have left
-        self.open_ended = False  # a response whose end only the app knows
-        self.abandon: Callable[[], bool] | None = None  # interrupts the app's wait between two chunks
-        self._aborted: str = ""  # what was sent of a response is all there will be: "end" or "reset" the connection
 
     def __repr__(self) -> str:
         return (
             f"<Connection {self.peer[0]}:{self.peer[1]} {self.phase.value} ahead={len(self.ahead)} "
             f"unsent={self.outbox!r}{' eof' if self.eof else ''}>"
         )
-
-    def deadline(self) -> float:
-        # While something is unsent the client is held to taking it, and to nothing else.
-        return self.write_deadline if self.outbox is not None else self.read_deadline
 
     @property
     def idle_since(self) -> float | None:
@@ -266,7 +192,7 @@ class Connection:
             if self.phase is LINGER or self.phase is CLOSED:
                 self.ahead = b""
             elif self._served - refused >= REFUSALS_PER_TURN:
-                self._ctx.poller.wake(self)  # the rest in the next turn: others have asked, too
+                self._wake()  # the rest in the next turn: others have asked, too
                 break
             else:
                 self._parse_ahead(now)
@@ -331,11 +257,11 @@ class Connection:
         if self._send(self._ctx.pages.turned_away(refusal, self._ctx.date.text()), now) and self.outbox is None:
             self._linger(now)
 
-    def _await_decision(self, now: float) -> None:
-        """Wait, as for a worker, for what the gate cannot tell without something that may block."""
-        self.read_deadline = math.inf
+    def _await_decision(self, now: float, deadline: float = math.inf) -> None:
+        """Wait, as for a worker, for what cannot be told without something that may block."""
+        self.read_deadline = deadline
         if self.phase is not IDLE:
-            self._ctx.poller.watch(self, now)
+            self._watch(now)
         self.phase = BUSY
         self._deciding = True
 
@@ -351,6 +277,27 @@ class Connection:
             self._let_in(request, now)
         self.settle(now)
 
+    def await_file(self, now: float) -> None:
+        """Wait for a file thread to find out how the request is answered: `EdgeContext.serve_file` calls this.
+
+        It is followed by `answer`, `pass_on` or, with a refusal, `decided`, unless that takes longer than an app may
+        (`timeouts.app`) and the client is told so. I/O thread.
+        """
+        self._await_decision(now, now + (self._ctx.settings.timeouts.app or math.inf))
+        self._watch(now)
+
+    def pass_on(self, request: Request, now: float) -> None:
+        """Have the app answer a request for which there is no file after all. I/O thread."""
+        if self.phase is not BUSY or self.request is not request:
+            return  # its client has gone
+        self._deciding = False
+        self.read_deadline = math.inf
+        self._watch(now)
+        refusal = self._ctx.dispatch(self, request, now)
+        if refusal is not None:
+            self.refuse(refusal, now)
+        self.settle(now)
+
     def _let_in(self, request: Request, now: float) -> None:
         """The gate has admitted `request`: take its body, or have it served."""
         if request.completed:
@@ -363,7 +310,7 @@ class Connection:
             return
         request.body_since = now
         if not request.expect_continue or self.ahead or self._send(CONTINUE, now):
-            self._await(BODY, self._body_deadline(request, now), now)
+            self._await(BODY, bodies.deadline(request, self._ctx.settings, now), now)
 
     def _receive_on(self, request: Request, now: float) -> None:
         refusal = self._hold(request)
@@ -372,70 +319,83 @@ class Connection:
         elif request.completed:
             self._dispatch(request, now)
         elif request.headers_finished:
-            self._await(BODY, self._body_deadline(request, now), now)
+            self._await(BODY, bodies.deadline(request, self._ctx.settings, now), now)
         elif self.phase is not HEAD and request.head:
             self._await(HEAD, now + self._ctx.settings.timeouts.header, now)
 
     def _hold(self, request: Request) -> Refusal | None:
         """Count what is kept of a request that is more than a head in one piece."""
         # Behind a proxy, whose request it is shows in its head.
-        client = request.client or self.client
-        if request.holding is None or request.holding.client != client:
-            if request.holding is not None:
-                request.holding.release()
-            request.holding = Holding(self._ctx.budget, client)
-        try:
-            if self._ctx.budget.memory_short and request.headers_finished:
-                request.to_file()
-            memory, files = request.buffered()
-            fits = request.holding.update(memory, files)
-            if not fits and memory > files and request.headers_finished:
-                request.to_file()  # a disk may still have the room that memory has not
-                fits = request.holding.update(*request.buffered())
-        except OSError:
-            return refusals.BODY_NOT_STORED
-        return None if fits else refusals.BUFFERS_FULL
-
-    def _body_deadline(self, request: Request, now: float) -> float:
-        """Return when a body is late whose client sends nothing from now on: an idle limit, a rate, a ceiling."""
-        return min(now + self._ctx.settings.timeouts.body, *self._body_ends(request))
-
-    def _body_ends(self, request: Request) -> tuple[float, float]:
-        """Return when a body is too slow with what has come of it, and when it has taken too long in all."""
-        timeouts, rate = self._ctx.settings.timeouts, self._ctx.settings.limits.body_rate
-        received = 0 if request.body_rcv is None else len(request.body_rcv)
-        slow = request.body_since + timeouts.rate_grace + received / rate if rate else math.inf
-        return slow, request.body_since + timeouts.body_total if timeouts.body_total else math.inf
-
-    def _why_late(self, request: Request, now: float) -> Refusal:
-        slow, total = self._body_ends(request)
-        if now >= total:
-            return refusals.BODY_TOTAL_DEADLINE
-        return refusals.BODY_TOO_SLOW if now >= slow else refusals.BODY_DEADLINE
+        return bodies.hold(request, request.client or self.client, self._ctx.budget)
 
     def _dispatch(self, request: Request, now: float) -> None:
         self.read_deadline = math.inf
         if self.phase is not IDLE:
             # It is filed for a deadline that may be later than the one `finish` will set.
-            self._ctx.poller.watch(self, now)
+            self._watch(now)
         if request.holding is not None and request.body_rcv is None:
             request.holding.release()
-        self.phase = BUSY
         self.refused = False
-        settings = self._ctx.settings
+        ctx = self._ctx
+        settings = ctx.settings
         if self._served >= settings.limits.connection_requests or now - self.opened >= settings.timeouts.connection:
             request.keep_alive = False
-            self._ctx.log_cut(self, None, refusals.CONNECTION_WORN)
-        refusal = self._ctx.dispatch(self, request, now)
+            ctx.log_cut(self, None, refusals.CONNECTION_WORN)
+        if ctx.serve_file is not None and (taken := ctx.serve_file(self, request, now)) is not False:
+            if taken is not True:
+                self.refuse(taken, now)
+            return
+        self.phase = BUSY
+        refusal = ctx.dispatch(self, request, now)
         if refusal is not None:
             self.refuse(refusal, now)
 
     def _await(self, phase: Phase, deadline: float, now: float) -> None:
         self.phase = phase
         self.read_deadline = deadline
-        self._ctx.poller.watch(self, now)
+        self._watch(now)
 
-    # --- I/O thread: refusing, flushing, ending ---
+    # --- I/O thread: answering, refusing, ending ---
+
+    def will_close(self, request: Request) -> bool:
+        """Return whether the connection ends with the answer to a request that is complete. I/O thread."""
+        return not (request.completed and request.keep_alive and self.may_keep_alive())
+
+    def answer(
+        self,
+        request: Request,
+        data: bytes,
+        *,
+        keep_alive: bool,
+        flushed: Report,
+        file: Sequence[bytes | FilePart] = (),
+        now: float,
+    ) -> bool:
+        """Answer a request without a worker: with `data`, and then the parts of `file`. I/O thread.
+
+        Called by `EdgeContext.serve_file`, or after `await_file`. `keep_alive` is what `will_close` allows and `data`
+        says. `flushed` is called as by `finish`, perhaps at once. Return False, and do nothing, if the request is no
+        more: its client has gone, or was told that it takes too long. The connection holds the files for itself; the
+        caller lets go of them in any case.
+        """
+        if self.request is not request:
+            return False
+        waited, self._deciding = self._deciding, False
+        was_idle = self.phase is IDLE
+        self._end_request()
+        if keep_alive:
+            self.phase = IDLE
+            self.read_deadline = now + self._ctx.idle_s()
+        else:
+            self.phase = LINGER
+            self.ahead = b""
+        if self._send_response(data, file, flushed, now) and not keep_alive and self.outbox is None:
+            self._linger(now)
+        if waited:
+            self.settle(now)
+        elif not was_idle and self.phase is not CLOSED:
+            self._watch(now)
+        return True
 
     def refuse(self, refusal: Refusal, now: float) -> None:
         """Answer without the app, and end the connection if the refusal or the request asks for it. I/O thread."""
@@ -520,97 +480,6 @@ class Connection:
                 request.close()
             self.request = None
 
-    def _send(self, data: bytes, now: float) -> bool:
-        """Send from the I/O thread, never waiting; return whether the connection is still there."""
-        try:
-            with self.lock:
-                self._send_or_keep(data)
-        except OSError:
-            self.close()
-            return False
-        if self.outbox is not None:
-            self._await_writable(now)
-        return self.phase is not CLOSED
-
-    def _await_writable(self, now: float) -> None:
-        """Have the rest sent when the socket takes it; it may be cut at once, if memory is short."""
-        self.write_deadline = now + min(LOOK_S, self._ctx.settings.timeouts.response)
-        self._update_interest(write=True)
-        self._ctx.poller.watch(self, now)
-        self._ctx.readers.add(self, now)
-
-    def on_writable(self, now: float) -> None:
-        """Send what the socket takes of what is unsent. I/O thread."""
-        reports: list[Report] = []
-        try:
-            with self.lock:
-                reports = self._flush()
-        except OSError:
-            self.close()
-        for report in reports:
-            report(0, "")
-        self.settle(now)
-
-    def _flush(self) -> list[Report]:
-        """Send from the outbox, and let go of it when it is empty; return the reports that are due.
-
-        The caller holds the lock. Raises OSError.
-        """
-        outbox = self.outbox
-        if outbox is None:
-            return []
-        reports = outbox.send(self.transport.send)
-        if self._drained is not None and outbox.memory <= self._ctx.settings.limits.response_buffer // 2:
-            self._drained.notify()
-        if not outbox:
-            outbox.close()
-            self.outbox = None
-        return reports
-
-    def _look_at_reader(self, outbox: Outbox, now: float) -> None:
-        """Hold the client to taking its response: an idle limit, and a rate. I/O thread."""
-        settings = self._ctx.settings
-        timeouts, rate = settings.timeouts, settings.limits.response_rate
-        # What the kernel took is not what the client took: its buffer may hold megabytes, and then stay full for
-        # minutes while a slow but honest client reads.
-        taken = outbox.acknowledged(self.transport.unacknowledged())
-        if taken > outbox.seen:
-            outbox.seen, outbox.seen_at = taken, now
-        idle = outbox.seen_at + timeouts.response
-        slow = outbox.since + timeouts.rate_grace + taken / rate if rate else math.inf
-        if now >= idle:
-            self.cut(refusals.RESPONSE_DEADLINE, now)
-        elif now >= slow:
-            self.cut(refusals.RESPONSE_TOO_SLOW, now)
-        else:
-            self.write_deadline = min(idle, slow, now + LOOK_S)
-
-    @property
-    def unsent_since(self) -> float:
-        """Since when something has been unsent, `math.inf` if nothing is. I/O thread."""
-        outbox = self.outbox
-        return math.inf if outbox is None else outbox.since
-
-    @property
-    def unsent_memory(self) -> int:
-        """Bytes of a response that are kept in memory. I/O thread."""
-        outbox = self.outbox
-        return 0 if outbox is None else outbox.memory
-
-    def reading_rate(self, since: float, now: float) -> float:
-        """Return the bytes a second at which the client has taken its response.
-
-        `since` is `waited_since` or `unsent_since`. I/O thread.
-        """
-        outbox = self.outbox
-        if outbox is None:
-            return math.inf
-        taken = outbox.acknowledged(self.transport.unacknowledged())
-        if since == self.waited_since:
-            # Before that, its kernel took megabytes of which the client itself need not have read any.
-            taken -= outbox.taken_before_wait
-        return taken / max(JUDGED_S, now - since)
-
     def settle(self, now: float) -> None:
         """Do what follows from what a worker, or the client, has done to this connection. I/O thread."""
         with self.lock:
@@ -625,12 +494,7 @@ class Connection:
             self.close(reset=aborted == "reset")
             return
         if outbox is not None:
-            if sendable and not self._writing:
-                self._await_writable(now)
-            elif self._writing and not sendable:
-                self._update_interest(write=False)  # the worker is still writing to the file, and will wake this
-            if self.waited_since < math.inf and self.phase is not CLOSED:
-                self._ctx.readers.add(self, now)
+            self._see_to_unsent(outbox, now, sendable=sendable)
             return
         if self._writing:
             self.write_deadline = math.inf
@@ -648,7 +512,7 @@ class Connection:
                 self.read_deadline = now + self._ctx.settings.timeouts.header
             elif phase is BODY and self.request is not None:
                 self.request.body_since = now  # nothing was read meanwhile
-                self.read_deadline = self._body_deadline(self.request, now)
+                self.read_deadline = bodies.deadline(self.request, self._ctx.settings, now)
             else:
                 self.read_deadline = now + self._ctx.idle_s()
         if phase is BUSY and self.eof and self.open_ended:
@@ -657,7 +521,7 @@ class Connection:
         if self.eof and self._is_over():
             self.close()
         elif self.phase is not CLOSED:
-            self._ctx.poller.watch(self, now)
+            self._watch(now)
 
     def _is_over(self) -> bool:
         """Return whether a client that sends no more has been answered all that it asked."""
@@ -678,7 +542,7 @@ class Connection:
         self.read_deadline = min(now + timeouts.linger, self.linger_until)
         if not self._reading:
             self._update_interest(read=True)
-        self._ctx.poller.watch(self, now)
+        self._watch(now)
 
     def on_deadline(self, now: float) -> None:
         """End what has run out of time. I/O thread."""
@@ -690,20 +554,22 @@ class Connection:
         if self.deadline() <= now:
             self._end_for_time(now)
         if self.phase is not CLOSED:
-            self._ctx.poller.watch(self, now)  # it has been given more time, by this or by a worker
+            self._watch(now)  # it has been given more time, by this or by a worker
 
     def _end_for_time(self, now: float) -> None:
         outbox = self.outbox
         if outbox is not None:
-            self._look_at_reader(outbox, now)
+            self._look_at_unsent(outbox, now)
         elif (abandon := self.abandon) is not None and self.client_gone():
             self._abandon(abandon, now)
         elif self.phase is HEAD:
             self.refuse(refusals.HEADER_DEADLINE, now)
         elif self.phase is BODY and self.request is not None:
-            self.refuse(self._why_late(self.request, now), now)
+            self.refuse(bodies.why_late(self.request, self._ctx.settings, now), now)
         elif self.phase is LINGER:
             self.cut(refusals.LINGER_DEADLINE, now)
+        elif self._deciding:
+            self.refuse_waiting(refusals.FILES_SLOW, now)
         elif self.phase is BUSY:
             return  # a worker is just letting go of it, and has given it more time
         elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late
@@ -718,20 +584,7 @@ class Connection:
             if self.phase is IDLE and self.outbox is None:
                 self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
         # A busy one will be given a shorter deadline by `finish` than the one it is filed under.
-        self._ctx.poller.watch(self, now)
-
-    def _begin_abandoning(self, now: float) -> None:
-        """Nobody is left to read: give the app a while to notice by itself, at its next block."""
-        patience_s = self._ctx.settings.timeouts.abandoned
-        if patience_s and self.read_deadline == math.inf:
-            self.read_deadline = now + patience_s
-            self._ctx.poller.watch(self, now)
-
-    def _abandon(self, abandon: Callable[[], bool], now: float) -> None:
-        self.read_deadline = math.inf
-        if not abandon():
-            # The app was between two blocks. If it waits again, and again for so long, it is told then.
-            self._begin_abandoning(now)
+        self._watch(now)
 
     def close(self, *, reset: bool = False, why: Cut = refusals.CLIENT_LEFT) -> None:
         """Close the socket; a worker that still answers gets ClientDisconnectedError. I/O thread."""
@@ -775,166 +628,17 @@ class Connection:
         if self.abandon is not None:
             self._begin_abandoning(monotonic())
 
+    # --- what it asks of the loop ---
+
+    def _wake(self) -> None:
+        self._ctx.poller.wake(self)
+
+    def _watch(self, now: float) -> None:
+        self._ctx.poller.watch(self, now)
+
     def _update_interest(self, *, read: bool | None = None, write: bool | None = None) -> None:
         self._reading = self._reading if read is None else read
         self._writing = self._writing if write is None else write
         self._ctx.poller.set_interest(self, read=self._reading, write=self._writing)
 
     # --- worker thread ---
-
-    def _send_or_keep(self, data: bytes) -> None:
-        """Send what the socket takes and keep the rest in memory. The caller holds the lock; raises OSError."""
-        rest = self._offer(data)
-        if rest is not None:
-            self._keep_in().put(rest)
-
-    def _offer(self, data: bytes) -> memoryview | None:
-        """Send what the socket takes, if it is due, and return the rest, None if that is nothing."""
-        sent = 0
-        if self.outbox is None:
-            sent = self.transport.send(data)
-            if sent == len(data):
-                return None
-        return memoryview(data)[sent:]
-
-    def _keep_in(self) -> Outbox:
-        if self.outbox is None:
-            self.outbox = Outbox(self._ctx.budget, monotonic(), self.transport.unacknowledged())
-        return self.outbox
-
-    def client_gone(self) -> bool:
-        """Return whether nobody seems to be left to read the response. Any thread."""
-        return self.phase in (LINGER, CLOSED) or (self.eof and self.open_ended)
-
-    def write(self, data: bytes) -> None:
-        """Send a part of a response, waiting while the client has too much of it unread. Worker thread.
-
-        Raises ClientDisconnectedError when the client has gone, or was cut: its text is the reason.
-        """
-        limits = self._ctx.settings.limits
-        with self.lock:
-            self._check_mine()
-            self.begun = True
-            if self.eof and self.read_deadline != math.inf:
-                self.read_deadline = monotonic() + self._ctx.settings.timeouts.abandoned  # the app is not stuck
-            try:
-                rest = self._offer(data)
-            except OSError as error:
-                raise ClientDisconnectedError(refusals.CLIENT_LEFT.name) from error
-            if rest is None:
-                return
-            outbox = self._keep_in()
-            store = outbox.memory + len(rest) > limits.response_buffer and outbox.may_store(
-                len(rest), limits.response_file
-            )
-            if store:
-                outbox.begin_storing()
-            else:
-                outbox.put(rest)
-        if store:
-            stretch = None
-            try:
-                stretch = outbox.store(rest)
-            finally:
-                with self.lock:
-                    outbox.end_storing(rest, stretch)
-        if outbox.memory > limits.response_buffer:
-            self._wait_until_drained(outbox)
-        else:
-            self._ctx.poller.wake(self)
-
-    def _check_mine(self) -> None:
-        if self.phase is not BUSY:
-            raise ClientDisconnectedError(self._ended_by.name)
-
-    def _wait_until_drained(self, outbox: Outbox) -> None:
-        limit = self._ctx.settings.limits.response_buffer // 2
-        with self.lock:
-            self._check_mine()
-            self._drained = threading.Condition(self.lock)
-            outbox.taken_before_wait = outbox.acknowledged(self.transport.unacknowledged())
-            self.waited_since = monotonic()
-            self._ctx.poller.wake(self)
-            # Ends by itself: a client that takes nothing, or too little, is cut, and that notifies.
-            while self.phase is BUSY and outbox.memory > limit:
-                self._drained.wait()
-            self._drained = None
-            self.waited_since = math.inf
-            self._check_mine()
-
-    def finish(self, data: bytes, *, keep_alive: bool, flushed: Report) -> None:
-        """Send the last bytes of a response and hand the connection back to the I/O thread. Worker thread.
-
-        `flushed` is called with the number of bytes that never left and the reason, by this thread if all of them
-        fit, else by the I/O thread when they are sent or the connection is closed. Nothing of this connection may be
-        touched after.
-        """
-        with self.lock:
-            self._forget_request()
-            if self.phase is not BUSY:
-                unsent = len(data)
-            else:
-                self.read_deadline = monotonic() + self._ctx.idle_s()
-                self.phase = IDLE if keep_alive else LINGER  # before sending: see the module's head
-                unsent = 0
-                if data:
-                    try:
-                        self._send_or_keep(data)
-                    except OSError:
-                        unsent, self._aborted = len(data), "end"
-                if self.outbox is not None:
-                    self.read_deadline = math.inf  # being idle begins when the client has it all
-                    self.outbox.report_when_sent(flushed)
-                    self._ctx.poller.wake(self)
-                    return
-        flushed(unsent, self._ended_by.name if unsent else "")
-        if self.phase is not IDLE or self.ahead or self.eof or unsent:
-            self._ctx.poller.wake(self)
-
-    def may_keep_alive(self) -> bool:
-        """Return whether the client may be told that the connection stays open. Any thread."""
-        return not self._ctx.draining or bool(self.ahead)
-
-    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], bool]) -> None:
-        """Say that a response comes in parts. Worker thread, before the first `write`.
-
-        `open_ended` is one without a known length. `abandon` is called by the I/O thread when nobody has been left to
-        read it for `timeouts.abandoned`, and may be called once more after `finish` began; it returns whether it hit.
-        """
-        with self.lock:
-            if self.phase not in (BUSY, CLOSED):
-                return  # it was taken from this worker
-            self.abandon = abandon
-            self.open_ended = open_ended
-        if self.phase is CLOSED or (open_ended and self.eof):
-            self._ctx.poller.wake(self)
-
-    def abort(self, *, reset: bool) -> None:
-        """Cut the connection, because what was sent of the response is not all of it. Worker thread.
-
-        With `reset` the client sees an error even where only the end of the connection marks the end of a response.
-        Closing itself is left to the I/O thread, which has the descriptor in its selector.
-        """
-        with self.lock:
-            self._forget_request()
-            if self.phase is not BUSY:
-                return
-            self._aborted = "reset" if reset else "end"
-            self.phase = LINGER
-            reports = []
-            if self.outbox is not None:
-                reports = self.outbox.close()
-                self.outbox = None
-        for report, unsent in reports:
-            report(unsent, self._ended_by.name)
-        self._ctx.poller.wake(self)
-
-    def _forget_request(self) -> None:
-        """Let go of what belongs to the response that ends here, also when the connection is closed already.
-
-        The caller is the worker and holds the lock.
-        """
-        self.request = None
-        self.begun = False
-        self.open_ended = False
-        self.abandon = None

@@ -78,6 +78,7 @@ class Gate:
     __slots__ = (
         "_access", "_auth", "_ban_left_s", "_banned", "_challenge", "_checks", "_family", "_ipv6_prefix", "_limiter",
         "_limits", "_other_family_seen", "_per_request", "_routes", "_trusted", "_unknown_proxy",
+        "file_refusal",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +107,8 @@ class Gate:
         self._ban_left_s = ban_left_s
         self._auth = auth
         self._checks = checks
+        # Why a request with a body is refused that is for a file; the server sets it where there are files.
+        self.file_refusal: Callable[[Request], Refusal | None] = lambda _request: None
         self._challenge = f'WWW-Authenticate: Basic realm="{settings.auth.realm}", charset="UTF-8"\r\n'.encode()
         # Nearly every server has none of these, and its requests pay for one look.
         self._per_request = self._access.judges or auth is not None or limiter.by_user
@@ -272,4 +275,5 @@ class Gate:
             # How long a chunked body is shows only while it arrives: the parser holds it to `max_body`.
             if request.content_length > request.max_body:
                 return refusals.BODY_TOO_LARGE
+            return self.file_refusal(request)
         return None

@@ -1,14 +1,18 @@
 """What a socket did not take at once: kept in order, in memory or in a temporary file, until the client reads it.
 
+So are the parts of a response that are files (edge.fileparts), of which nothing is kept but the place in line.
+
 A connection has one only while something is unsent, and every call is made by the thread that holds the connection's
 lock, but for `store`: a disk may take its time, and the lock is not held over that. It is called by the one worker that
-answers, and what it has written is put in line afterwards. Knows no socket: bytes leave through the `send` it is given.
+answers, and what it has written is put in line afterwards. Knows no socket: bytes leave through the functions it is
+given.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 from collections import deque
@@ -17,16 +21,22 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import IO, TYPE_CHECKING
 
+from hardserve.edge.fileparts import OutgoingFile
+from hardserve.protocol import FileFailedError
+
 if TYPE_CHECKING:
     from hardserve.edge.budget import Budget
+    from hardserve.edge.fileparts import PageCache
+    from hardserve.protocol import FilePart, SharedFile
 
 logger = logging.getLogger("hardserve.edge")
 
 # Called once when all bytes before it have left, or cannot any more: how many of them never left, and why.
 Report = Callable[[int, str], None]
+SendFile = Callable[[int, int, int], int | None]  # as Transport.send_file
 
 FILE_READ_BYTES = 65536
-# Sent from the file in one turn: a client that takes it as fast as it is read must not hold up the others.
+# Sent from files in one turn: a client that takes it as fast as it is read must not hold up the others.
 FILE_TURN_BYTES = 1 << 20
 
 
@@ -52,19 +62,23 @@ class Outbox:
     """
 
     __slots__ = (
-        "_budget", "_closed", "_file", "_file_bytes", "_file_end", "_file_failed", "_kernel_held", "_parts", "_storing",
-        "memory", "seen", "seen_at", "since", "stored", "taken", "taken_before_wait",
+        "_budget", "_closed", "_cold", "_file", "_file_bytes", "_file_end", "_file_failed", "_kernel_held", "_parts",
+        "_reading", "_storing", "cold_since", "memory", "seen", "seen_at", "since", "stored", "taken",
+        "taken_before_wait",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float, unacknowledged: int) -> None:
         self._budget = budget
-        self._parts: deque[memoryview | Stored | Report] = deque()
+        self._parts: deque[memoryview | Stored | OutgoingFile | Report] = deque()
         self._file: IO[bytes] | None = None
         self._file_end = 0  # where to write on
         self._file_bytes = 0  # of the file on the disk
         self._file_failed = False
         self._storing = False
         self._closed = False
+        self._cold: OutgoingFile | None = None  # the first part, while some of it must be read before it can leave
+        self._reading = False  # it is being read
+        self.cold_since = math.inf  # monotonic seconds
         self._kernel_held = unacknowledged
         self.memory = 0  # bytes
         self.stored = 0
@@ -76,9 +90,11 @@ class Outbox:
         self.taken_before_wait = 0  # what was acknowledged when a worker began to wait
 
     def __repr__(self) -> str:
-        return f"<Outbox memory={self.memory} stored={self.stored} taken={self.taken}>"
+        cold = f" waits for {self._cold!r}" if self._cold is not None else ""
+        return f"<Outbox memory={self.memory} stored={self.stored} taken={self.taken}{cold}>"
 
     def __len__(self) -> int:
+        """Return how many bytes are kept here: not those of files, of which nothing is but what was read."""
         return self.memory + self.stored
 
     def __bool__(self) -> bool:
@@ -88,7 +104,7 @@ class Outbox:
     @property
     def sendable(self) -> bool:
         """Whether there is anything that a writable socket could take."""
-        return bool(self._parts)
+        return bool(self._parts) and self._cold is None
 
     def acknowledged(self, unacknowledged: int) -> int:
         """Return how many bytes the client has taken since `since`; `unacknowledged` is what the kernel holds."""
@@ -159,15 +175,55 @@ class Outbox:
                 self._file.close()
             self._count_file(0)
 
+    # --- files that are sent ---
+
+    def put_file(self, part: FilePart, cache: PageCache) -> None:
+        """Put a part of a file in line, and hold the file until it has left."""
+        self._parts.append(OutgoingFile(part, cache))
+
+    def begin_reading(self) -> tuple[SharedFile, int, int] | None:
+        """Return what has to be read, file, offset and count, before anything can leave; None if nothing has.
+
+        The file is held for whoever reads, until that one has released it. `end_reading` follows.
+        """
+        part = self._cold
+        if part is None or self._reading:
+            return None
+        self._reading = True
+        return part.file.hold(), part.start, part.to_read()
+
+    def give_up_reading(self) -> None:
+        """Nobody can read at the moment: `begin_reading` again later."""
+        self._reading = False
+
+    def end_reading(self, result: bytes | BaseException, now: float) -> bool:
+        """Have what was read, or why it was not, in line; return whether anybody still waits for it."""
+        part = self._cold
+        if part is None or self._closed:
+            return False
+        self._cold = None
+        self._reading = False
+        part.was_read(result)
+        if part.data is not None:
+            self.memory += len(part.data)
+            self._budget.keep_response(len(part.data))
+        # It was the storage that was slow, not the client.
+        self.since += now - self.cold_since
+        self.seen_at = now
+        self.cold_since = math.inf
+        return True
+
     # --- sending ---
 
-    def send(self, send: Callable[[memoryview], int]) -> list[Report]:
-        """Send until `send` takes no more, or it is others' turn; return the reports that are due. Raises OSError.
+    def send(self, send: Callable[[memoryview], int], send_file: SendFile) -> list[Report]:
+        """Send until the socket takes no more, or it is others' turn; return the reports that are due.
 
-        It does so only when none is: a connection that breaks behind a response has still taken that one, and is as
-        broken the next time.
+        Raises OSError when the connection is broken, and FileFailedError, but only when no report is due: a connection
+        that breaks behind a response has still taken that one, and is as broken the next time. I/O thread.
         """
         due: list[Report] = []
+        if self._cold is not None:
+            return due
         end = self.taken + FILE_TURN_BYTES
         while self._parts:
             part = self._parts[0]
@@ -175,8 +231,8 @@ class Outbox:
                 due.append(part)
             else:
                 try:
-                    whole = self._send_part(part, send, end)
-                except OSError:
+                    whole = self._send_part(part, send, send_file, end)
+                except (OSError, FileFailedError):
                     if due:
                         break
                     raise
@@ -185,7 +241,15 @@ class Outbox:
             self._parts.popleft()
         return due
 
-    def _send_part(self, part: memoryview | Stored, send: Callable[[memoryview], int], end: int) -> bool:
+    def _send_part(
+        self,
+        part: memoryview | Stored | OutgoingFile,
+        send: Callable[[memoryview], int],
+        send_file: SendFile,
+        end: int,
+    ) -> bool:
+        if isinstance(part, OutgoingFile):
+            return self._send_file(part, send, send_file, end)
         if isinstance(part, Stored):
             return self._send_stored(part, send, end)
         sent = send(part)
@@ -210,6 +274,29 @@ class Outbox:
                 return False
         return True
 
+    def _send_file(self, part: OutgoingFile, send: Callable[[memoryview], int], send_file: SendFile, end: int) -> bool:
+        while part.length:
+            most = min(end - self.taken, part.length)
+            if most <= 0:
+                return False
+            if part.data is not None:
+                size = len(part.data)
+                sent = part.send_data(send)
+                self._took(sent, 0)
+                if sent < size:
+                    return False
+                continue
+            left = part.send(send_file, most)
+            if left is None:
+                self._cold = part
+                self.cold_since = monotonic()
+                return False
+            self.taken += left
+            if left < most:
+                return False
+        part.release()
+        return True
+
     def _took(self, memory: int, stored: int) -> None:
         self.memory -= memory
         self.stored -= stored
@@ -221,12 +308,16 @@ class Outbox:
         self._budget.keep_response(-self.memory)
         self.memory = self.stored = 0
         self._closed = True
+        self._cold = None
         if not self._storing:
             self._close_file()
         reports: list[tuple[Report, int]] = []
         count = 0
         for part in self._parts:
-            if isinstance(part, memoryview | Stored):
+            if isinstance(part, OutgoingFile):
+                count += part.length
+                part.release()
+            elif isinstance(part, memoryview | Stored):
                 count += len(part)
             else:
                 reports.append((part, count))

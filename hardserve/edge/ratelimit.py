@@ -31,7 +31,7 @@ from typing import Any
 from hardserve.edge.ratepressure import Pressure
 from hardserve.edge.raterules import Asked, Hit, RateRefusal, Rule, Window, prefixes
 from hardserve.edge.ratestore import RateStore
-from hardserve.edge.routes import spellings
+from hardserve.http.paths import spellings
 from hardserve.settings import RateLimitingSettings, RateLimitSettings
 
 __all__ = ["Asked", "Hit", "Question", "RateLimiter", "RateRefusal"]

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple, Protocol
 
 from hardserve.edge.networks import Networks
 from hardserve.edge.ratestore import Limit, RateStore
-from hardserve.edge.routes import PathPattern, with_head
+from hardserve.edge.routes import with_head
+from hardserve.http.paths import PathPattern
 from hardserve.settings import RateLimitSettings
 from hardserve.values import parse_rates
 

@@ -1,8 +1,8 @@
 """How a connection's bytes reach the wire: the one seam between the engine and the socket.
 
-Plain TCP and Unix sockets here; TLS is another class with the same five methods. `receive`, `shutdown_write` and
-`close` are called by the I/O thread only. `send` is called by whichever thread holds the connection's lock, and so is
-`close`: a descriptor is never closed, and its number never reused, while a worker is inside `send`.
+Plain TCP and Unix sockets here; TLS is another class with the same methods. `receive`, `send_file`, `shutdown_write`
+and `close` are called by the I/O thread only. `send` is called by whichever thread holds the connection's lock, and so
+is `close`: a descriptor is never closed, and its number never reused, while a worker is inside `send`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ class Transport(Protocol):
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what fits now and return how many bytes that was, 0 for none. Raises OSError when broken."""
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int | None:
+        """Send from an open file what fits now; return how many bytes that was, 0 if the file ends at `offset`.
+
+        None is that nothing fits now. Raises OSError when the connection is broken, or the file is: see the number.
+        Waits for the file's storage, so that it is called for what needs no waiting (edge.fileparts).
+        """
 
     def unacknowledged(self) -> int:
         """Return how many bytes were sent and have not reached the peer's kernel, 0 where that cannot be told."""
@@ -117,6 +124,12 @@ class PlainTransport:
             return self._socket.send(data)
         except (BlockingIOError, InterruptedError):
             return 0
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int | None:
+        try:
+            return os.sendfile(self._socket.fileno(), descriptor, offset, count)
+        except (BlockingIOError, InterruptedError):
+            return None
 
     def unacknowledged(self) -> int:
         try:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hardserve.protocol import REASONS
+from hardserve.securityheaders import BITS, DefaultFields, own_bits
 
-# RFC 9110 7.6.1 and PEP 3333: these belong to the connection, which is not the app's.
+# RFC 9110 7.6.1 and PEP 3333: these belong to the connection, which is not the app's. An app that passes on what
+# another server has sent has them by accident, so they are left out, and are no error. Proxy-Authenticate, which RFC
+# 2616 counted among them, is not of the connection any more (RFC 9110 11.7.1).
 HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -25,7 +28,19 @@ HOP_BY_HOP = frozenset(
     }
 )
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LINE_END = re.compile(r"[\r\n\0]")
 BODILESS = frozenset({"204", "304"})
+
+# What a field name is to us, as a bit: those of `BITS`, and past them, these. Most names are nothing, which is 0.
+_LENGTH, _HOP, _DATE, _REQUEST_ID = (max(BITS.values()) << shift for shift in range(1, 5))
+_OWN = sum(BITS.values())
+_KINDS = {
+    **BITS,
+    **dict.fromkeys(HOP_BY_HOP, _HOP),
+    "content-length": _LENGTH,
+    "date": _DATE,
+    "x-request-id": _REQUEST_ID,
+}
 
 
 class BadResponseError(Exception):
@@ -37,15 +52,18 @@ class Head:
     """What an app said before its body, and what follows from it.
 
     `length` is the Content-Length, None if the app gave none. `bodiless` is a response that has no body whatever the
-    app yields (RFC 9110 6.4.1).
+    app yields (RFC 9110 6.4.1). `seen` are the fields in it that we would add otherwise, as bits. `dropped` are the
+    names of fields that were left out, because they are not an app's to set, and `close` is that one of them asked for
+    the connection to end.
     """
 
     status: str
     lines: list[str]
     length: int | None
     bodiless: bool
-    has_date: bool
-    has_request_id: bool
+    seen: int = 0
+    close: bool = False
+    dropped: tuple[str, ...] = ()
 
 
 def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> Head:
@@ -53,21 +71,20 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
     if not isinstance(status, str):
         raise BadResponseError(f"the status {status!r} is not a str such as '200 OK'")
     status, bodiless = _checked_status(status)
-    head = Head(status, [], None, bodiless or method == "HEAD", False, False)
+    head = Head(status, [], None, bodiless or method == "HEAD")
     for name, value in headers:
         if not (isinstance(name, str) and isinstance(value, str)):
             # Not the value: it may be a cookie.
             raise BadResponseError(f"the header {name!r} has a value of type {type(value).__name__}; both must be str")
-        key = _field_key(name)
-        if key == "content-length":
-            _take_length(head, value)
-            continue
-        if key in HOP_BY_HOP:
-            raise BadResponseError(f"the header {name} is hop-by-hop, and not an app's to set")
-        if key == "date":
-            head.has_date = True
-        elif key == "x-request-id":
-            head.has_request_id = True
+        kind = _kind(name)
+        if kind:
+            if kind == _LENGTH:
+                _take_length(head, value)
+                continue
+            if kind == _HOP:
+                _drop(head, name, value)
+                continue
+            head.seen |= own_bits(name.lower(), value) or kind
         head.lines.append(f"{name}: {value}")
     return head
 
@@ -86,11 +103,19 @@ def _checked_status(status: str) -> tuple[str, bool]:
 
 
 @lru_cache(maxsize=512)
-def _field_key(name: str) -> str:
-    """Return a field name in lower case. Remembered, because an app sets the same few for every response."""
+def _kind(name: str) -> int:
+    """Return what a field name is to us. Remembered, because an app sets the same few for every response."""
     if not _TOKEN.fullmatch(name):
         raise BadResponseError(f"the header name {name!r} is not a token (RFC 9110 5.1)")
-    return name.lower()
+    return _KINDS.get(name.lower(), 0)
+
+
+def _drop(head: Head, name: str, value: str) -> None:
+    if _LINE_END.search(value):
+        raise BadResponseError("a header holds a CR, LF or NUL")
+    head.dropped = (*head.dropped, name)
+    if name.lower() == "connection" and "close" in (option.strip(" \t") for option in value.lower().split(",")):
+        head.close = True
 
 
 def _take_length(head: Head, value: str) -> None:
@@ -100,15 +125,18 @@ def _take_length(head: Head, value: str) -> None:
         head.length = int(value)
 
 
-def head_bytes(head: Head, *, request_id: str, date: str, chunked: bool, connection: str) -> bytes:
-    """Return the head as it goes out. `connection` is the value of the Connection field, "" for none.
+def head_bytes(
+    head: Head, *, request_id: str, date: str, chunked: bool, connection: str, defaults: DefaultFields
+) -> bytes:
+    """Return the head as it goes out.
 
+    `connection` is the value of the Connection field, "" for none. `defaults` are added where the app has set none.
     Raises BadResponseError if the app tried to smuggle a line in: every CR and LF must be one of ours.
     """
-    lines = head.lines
-    if not head.has_date:
+    lines, seen = head.lines, head.seen
+    if not seen & _DATE:
         lines.append(f"Date: {date}")
-    if not head.has_request_id:
+    if not seen & _REQUEST_ID:
         lines.append(f"X-Request-ID: {request_id}")
     if chunked:
         lines.append("Transfer-Encoding: chunked")
@@ -121,6 +149,6 @@ def head_bytes(head: Head, *, request_id: str, date: str, chunked: bool, connect
     if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
         raise BadResponseError("a header holds a CR, LF or NUL")
     try:
-        return (text + "\r\n\r\n").encode("latin-1")
+        return (text + defaults.end(seen & _OWN)).encode("latin-1")
     except UnicodeEncodeError:
         raise BadResponseError("a header holds a character outside latin-1") from None

@@ -20,6 +20,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -27,8 +28,12 @@ from typing import IO, Any, Protocol
 from wsgiref.util import FileWrapper
 
 from hardserve import refusals
+from hardserve.http.encoders import Encoder
 from hardserve.pages import ErrorPages
 from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, DateClock
+from hardserve.securityheaders import DefaultFields
+from hardserve.settings import CompressionSettings, HeaderSettings
+from hardserve.wsgi.compress import PIECE_BYTES, Compressor, describe_encoded, describe_unchanged
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.response import BadResponseError, Head, check_head, head_bytes
 
@@ -36,6 +41,10 @@ logger = logging.getLogger("hardserve.wsgi")
 
 FILE_BLOCK_BYTES = 65536
 LARGE_BYTES = 262144
+LAST_CHUNK = b"0\r\n\r\n"
+
+# For which request this thread has made a wrapper for a file. One for HEAD never gets as far as the response.
+_FILE_FOR: ContextVar[str] = ContextVar("hardserve_file_for", default="")
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], None]]
@@ -127,9 +136,16 @@ class AppContext:
     responded: Callable[[Any, int], None]  # a request's `rate_slots`, and the status that is about to leave
     multithread: bool
     interrupts: bool  # an app that is late is interrupted
+    headers: HeaderSettings = field(default_factory=HeaderSettings)
+    compression: CompressionSettings = field(default_factory=CompressionSettings)
     base_environ: Environ = field(init=False)
+    defaults: DefaultFields = field(init=False)
+    compressor: Compressor | None = field(init=False)
+    _dropped: dict[str, object] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.defaults = DefaultFields(self.headers)
+        self.compressor = Compressor(self.compression) if self.compression.responses == "on" else None
         # Copied for every request: copying a dict costs less than building one.
         self.base_environ = {
             "wsgi.version": (1, 0),
@@ -144,9 +160,15 @@ class AppContext:
             "SERVER_SOFTWARE": "hardserve",
         }
 
+    def is_first_dropped(self, name: str) -> bool:
+        """Return True once for each name of a field. Worker threads; the names are those of `HOP_BY_HOP`."""
+        mark = object()
+        return self._dropped.setdefault(name.lower(), mark) is mark
+
 
 def file_wrapper(file: Any, block_size: int = FILE_BLOCK_BYTES) -> FileWrapper:
     """Return the `wsgi.file_wrapper` of PEP 3333: blocks of `file` until it ends."""
+    _FILE_FOR.set(CURRENT_REQUEST.get())
     return FileWrapper(file, max(block_size, FILE_BLOCK_BYTES))
 
 
@@ -162,7 +184,9 @@ class Task:
     _keep_alive = False
     _truncated = False
     _sent = 0  # bytes on the wire, head and framing included
-    _body_sent = 0
+    _body_sent = 0  # of what the app promised
+    _encoder: Encoder | None = None  # for a body that is compressed in parts
+    _promised: int | None = None  # what the app did, of a body that was compressed as a whole
     _interruptible: Interruptible | None = None  # while it waits for the next block of a stream
     _guard: Interruptible | None = None  # wherever the app runs, if one that is late is interrupted
 
@@ -269,7 +293,9 @@ class Task:
                 exc_info = None  # no cycle through this frame (PEP 3333)
         elif self._head is not None:
             raise BadResponseError("start_response was called twice without exc_info")
-        self._head = check_head(status, headers, method=self._request.command)
+        self._head = head = check_head(status, headers, method=self._request.command)
+        if head.dropped:
+            self._tell_of_dropped(head)
         return self._write
 
     # --- the response ---
@@ -293,16 +319,53 @@ class Task:
         if self._streaming:
             self._send_next(head, block)
         elif not self._finished:
-            if head.length is None and not head.bodiless and _is_sole(blocks):
-                head.length = len(block)
+            size = head.length
+            if size is None and _is_sole(blocks):
+                size = len(block)
+                if not head.bodiless:
+                    head.length = size
+            compressor = self._ctx.compressor
+            if compressor is not None and (size is None or size >= compressor.min_size):
+                block = self._compressed(compressor, head, block, blocks)
             self._send_first(head, block)
         elif not head.bodiless:
             self._warn_of_excess(head)
+
+    def _compressed(self, compressor: Compressor, head: Head, block: bytes, blocks: Iterable[bytes] | None) -> bytes:
+        """Decide whether the body is compressed; return what is to be sent for its first block, or of all of it."""
+        request = self._request
+        if head.status.startswith("304"):
+            describe_unchanged(head, request.headers)
+        if isinstance(blocks, FileWrapper) or _FILE_FOR.get() == request.request_id:
+            return block
+        length = head.length
+        whole = length is not None and length <= PIECE_BYTES and (head.bodiless or len(block) >= length)
+        plan = compressor.plan(head, request, whole=whole)
+        if plan is None:
+            return block
+        if head.bodiless:
+            describe_encoded(head)
+            head.length = None  # RFC 9110 8.6: that of GET, which is not known, or none
+        elif length is not None and whole:
+            shorter = plan.shorter(block[:length])
+            if shorter is not None:
+                if len(block) > length:
+                    self._warn_of_excess(head)
+                describe_encoded(head, plan.coding)
+                self._promised, head.length = length, len(shorter)
+                return shorter
+        # Without chunks only the end of the connection could mark that of the body, and a cut one would look whole.
+        elif request.version == "1.1" and (length is None or len(block) < length or plan.pays(block)):
+            describe_encoded(head, plan.coding)
+            self._encoder = plan.encoder()
+        return block
 
     def _send_first(self, head: Head, block: bytes) -> None:
         start = self._start(head)
         if head.bodiless:
             self._finish(start)
+        elif self._encoder is not None:
+            self._send_encoded(self._encoder, head, block, start)
         elif head.length is None:
             self._stream(start, self._framed(block), open_ended=True)
         elif len(block) < head.length:
@@ -318,17 +381,43 @@ class Task:
                 self._warn_of_excess(head)
 
     def _send_next(self, head: Head, block: bytes) -> None:
-        if head.length is None:
+        if self._encoder is not None:
+            self._send_encoded(self._encoder, head, block)
+        elif head.length is None:
             self._put(self._framed(block))
-            return
-        room = head.length - self._body_sent
-        self._body_sent += len(block)
-        if len(block) < room:
-            self._put(block)
         else:
-            self._finish(block if len(block) == room else block[:room])
-            if len(block) > room:
-                self._warn_of_excess(head)
+            block, last = self._within_promise(head, head.length, block)
+            if last:
+                self._finish(block)
+            else:
+                self._put(block)
+
+    def _within_promise(self, head: Head, length: int, block: bytes) -> tuple[bytes, bool]:
+        """Return what of `block` the app has promised, and whether that is the last of it."""
+        room = length - self._body_sent
+        self._body_sent += len(block)
+        if len(block) > room:
+            self._warn_of_excess(head)
+            block = block[:room]
+        return block, len(block) == room
+
+    def _send_encoded(self, encoder: Encoder, head: Head, block: bytes, start: bytes = b"") -> None:
+        """Send `block` compressed, behind the head if that has not left yet, so that its reader has all of it."""
+        last = False
+        if head.length is not None:
+            block, last = self._within_promise(head, head.length, block)
+        for offset in range(0, len(block), PIECE_BYTES):
+            data = encoder.add(block[offset : offset + PIECE_BYTES])
+            if offset + PIECE_BYTES >= len(block):
+                data += encoder.end() if last else encoder.flush()
+                if last:
+                    self._finish(start + self._framed(data) + LAST_CHUNK)
+                    return
+            if start:
+                self._stream(start, self._framed(data), open_ended=head.length is None)
+                start = b""
+            elif data:
+                self._put(self._framed(data))
 
     def _end(self) -> None:
         """The app has nothing more to say."""
@@ -338,8 +427,11 @@ class Task:
         if head is None:
             raise BadResponseError("the app returned without calling start_response")
         if not self._streaming:
-            if head.length is None and not head.bodiless:
-                head.length = 0
+            compressor = self._ctx.compressor
+            if not head.bodiless:
+                head.length = head.length or 0
+            elif compressor is not None and (head.length is None or head.length >= compressor.min_size):
+                self._compressed(compressor, head, b"", None)
             start = self._start(head)
             if head.length and not head.bodiless:
                 self._stream(start, b"", open_ended=False)
@@ -348,17 +440,20 @@ class Task:
                 return
         if head.length is not None:
             raise BadResponseError(f"the app sent {self._body_sent} of the {head.length} bytes it promised")
-        self._finish(b"0\r\n\r\n" if self._chunked else b"")
+        rest = b"" if self._encoder is None else self._framed(self._encoder.end())
+        self._finish(rest + LAST_CHUNK if self._chunked else b"")
 
     def _start(self, head: Head) -> bytes:
         """Decide how the end of the body is marked (RFC 9112 6.3), and return the head's bytes."""
         request = self._request
         if request.rate_slots is not None and not request.expired:
             self._ctx.responded(request.rate_slots, int(head.status[:3]))
-        unknown = head.length is None and not head.bodiless
+        unknown = (head.length is None or self._encoder is not None) and not head.bodiless
         self._chunked = unknown and request.version == "1.1"
         self._close_delimited = unknown and not self._chunked
-        self._keep_alive = request.keep_alive and not self._close_delimited and self._channel.may_keep_alive()
+        self._keep_alive = (
+            request.keep_alive and not (self._close_delimited or head.close) and self._channel.may_keep_alive()
+        )
         connection = "close" if not self._keep_alive else "keep-alive" if request.version == "1.0" else ""
         return head_bytes(
             head,
@@ -366,10 +461,12 @@ class Task:
             date=self._ctx.date.text(),
             chunked=self._chunked,
             connection=connection,
+            defaults=self._ctx.defaults,
         )
 
     def _framed(self, block: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block
+        # An empty chunk would be the last.
+        return b"%x\r\n%b\r\n" % (len(block), block) if self._chunked and block else block
 
     def _stream(self, start: bytes, block: bytes, *, open_ended: bool) -> None:
         self._streaming = True
@@ -411,7 +508,19 @@ class Task:
     def _warn_of_excess(self, head: Head) -> None:
         if not self._truncated:
             self._truncated = True
-            logger.warning("the app sent more than the %d bytes it promised; the rest was dropped", head.length or 0)
+            promised = self._promised or head.length or 0
+            logger.warning("the app sent more than the %d bytes it promised; the rest was dropped", promised)
+
+    def _tell_of_dropped(self, head: Head) -> None:
+        request = self._request
+        for name in head.dropped:
+            if self._ctx.is_first_dropped(name):
+                logger.warning(
+                    "%s %s: the header %s is hop-by-hop, and not an app's to set; it is left out, from now on",
+                    request.command,
+                    request.path,
+                    name,
+                )
 
     # --- when it goes wrong ---
 

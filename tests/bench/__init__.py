@@ -18,5 +18,13 @@ test: it asserts nothing, and what it prints is only true of the machine it ran 
     hostile_normal.py   the client that means none
     hostile_endless.py  requests that never end: where they are cut, and what a byte of them costs
 
+`python -m tests.bench.limits` holds rate limiting to its bars, and `python -m tests.bench.files` the serving of files:
+
+    command.py          the options and the order of things of such a command
+    limits*.py          its parts, its load, and what it measures without a server
+    files.py            the parts, against nginx and WhiteNoise, and on a slow disk
+    files_servers.py    how each of them is told to serve files
+    files_clients.py    who downloads: fast on one connection, slowly on many
+
 Linux only: it reads /proc, and uses 127.0.0.0/8 for many client addresses.
 """

@@ -5,27 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import re
-import resource
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 from . import hostile_endless as endless
+from .command import Parts, from_1_to, parser, run
 from .hostile_clients import KINDS, Fate, hostile_clients
 from .hostile_normal import RATE, Felt, NormalClient
 from .peers import OURS, REPOSITORY, SERVERS, Run
-from .process import Running, StartError, free_port, running
-from .report import Bar, Spread, bar_table, table
+from .process import Running, free_port, running
+from .report import Bar, Spread, table
 
 PARTS = {
     "many": "slow heads, slow bodies, slow readers and idle connections from many addresses",
@@ -99,63 +95,17 @@ class Round:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that `finally` runs and the servers end
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the server inherits it
-    battery = Battery(options)
-    began = time.monotonic()
-    for part in options.parts:
-        try:
-            getattr(battery, part)()
-        except KeyboardInterrupt:
-            battery.problems.append("interrupted")
-            break
-        except (StartError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-            battery.problems.append(f"{part}: {error}")
-    print("\n" + "\n\n".join([*battery.tables, bar_table(battery.bars)]))
-    for problem in battery.problems:
-        print(f"problem: {problem}")
-    print(f"took {time.monotonic() - began:.0f} s")
-    if options.json:
-        document = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "options": {"parts": options.parts, "rounds": options.rounds, "seconds": options.seconds},
-            "problems": battery.problems,
-            "rounds": battery.rounds,
-            "figures": battery.figures,
-            "bars": [bar.as_dict() for bar in battery.bars],
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
-    return 0 if not battery.problems and all(bar.met for bar in battery.bars) else 1
+    return run(Battery(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.hostile",
-        description=__doc__,
-        epilog=_EPILOG.format(
-            parts="\n".join(f"  {name:10}{what}" for name, what in PARTS.items()),
-            battery=in_words(BATTERY),
-            rate=RATE,
-            patience=5,
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    option = parser.add_argument
-    option("--parts", type=_parts, default=list(PARTS), metavar="A,B", help=f"of {','.join(PARTS)}")
-    option("--seconds", type=_at_most(60), default=20, help="of attack in one round (default 20, at most 60)")
-    option("--rounds", type=_at_most(5), default=2, help="of quiet and attack (default 2, at most 5)")
+    epilog = _EPILOG.format(parts="{parts}", battery=in_words(BATTERY), rate=RATE, patience=5)
+    found = parser("hostile", PARTS, description=__doc__, epilog=epilog)
+    option = found.add_argument
+    option("--seconds", type=from_1_to(60), default=20, help="of attack in one round (default 20, at most 60)")
+    option("--rounds", type=from_1_to(5), default=2, help="of quiet and attack (default 2, at most 5)")
     option("--battery", type=counts, default=BATTERY, metavar="KIND=N,..", help=f"instead of {in_words(BATTERY)}")
-    option("--json", type=Path, metavar="FILE", help="write every figure there")
-    return parser.parse_args(arguments)
-
-
-def _parts(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return [name for name in PARTS if name in names]
+    return found.parse_args(arguments)
 
 
 def counts(text: str) -> dict[str, int]:
@@ -169,49 +119,43 @@ def counts(text: str) -> dict[str, int]:
     return found
 
 
-def _at_most(limit: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        number = int(text)
-        if not 1 <= number <= limit:
-            raise argparse.ArgumentTypeError(f"expected 1 to {limit}")
-        return number
-
-    return count
-
-
 def in_words(counts: Mapping[str, int]) -> str:
     """ "1,000 head, 500 reader" of a mapping from kinds to numbers."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-class Battery:
+class Battery(Parts):
     """The parts, the bars they were held to, and what else they found."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.bars: list[Bar] = []
-        self.tables: list[str] = []
-        self.problems: list[str] = []
-        self.rounds: dict[str, list[dict[str, object]]] = {}
-        self.figures: dict[str, object] = {}
-        self._options = options
+        super().__init__(options)
+        self._tables: list[str] = []
+        self._rounds: dict[str, list[dict[str, object]]] = {}
+        self._figures: dict[str, object] = {}
         self._felt: dict[str, list[Round]] = {}
+
+    def tables(self) -> list[str]:
+        return self._tables
+
+    def figures(self) -> dict[str, object]:
+        return {"rounds": self._rounds, "figures": self._figures}
 
     # --- parts ---
 
     def many(self) -> None:
         with self._serving() as it:
-            rounds = self._attack("many addresses", it, self._options.battery, seconds=self._options.seconds)
+            rounds = self._attack("many addresses", it, self.options.battery, seconds=self.options.seconds)
         self._felt[OURS] = rounds
         self._hold_to_bars("many addresses", rounds)
 
     def one(self) -> None:
-        seconds = max(4.0, self._options.seconds * 0.4)
+        seconds = max(4.0, self.options.seconds * 0.4)
         with self._serving() as it:
-            rounds = self._attack("one address", it, self._options.battery, seconds=seconds, addresses=1)
+            rounds = self._attack("one address", it, self.options.battery, seconds=seconds, addresses=1)
         self._hold_to_bars("one address", rounds)
 
     def wait(self) -> None:
-        seconds = max(4.0, self._options.seconds / 2)
+        seconds = max(4.0, self.options.seconds / 2)
         what = f"CPU while {sum(WAITING.values()):,} connections only wait"
         for name, flags in (("no deadline due", _PATIENT), ("default deadlines, ended ones come again", ())):
             with (
@@ -223,9 +167,9 @@ class Battery:
                 time.sleep(seconds)
                 share = (cpu_s(it) - used) / (time.monotonic() - began) * 100
                 fates = clients.close()
-            self._note(f"{what}, {name}: {share:.2f}% of a core")
-            self.tables.append(f"{what}: {name}: {share:.2f}% of a core\n\n{fate_table(fates)}")
-            self.figures[f"waiting, {name}"] = {"core_percent": share, "fates": as_json(fates)}
+            self.note(f"{what}, {name}: {share:.2f}% of a core")
+            self._tables.append(f"{what}: {name}: {share:.2f}% of a core\n\n{fate_table(fates)}")
+            self._figures[f"waiting, {name}"] = {"core_percent": share, "fates": as_json(fates)}
             if flags:
                 self._bar(f"{what}, {name}", WAITING_CORE_SHARE, "% of a core", share)
                 held = min(fate.strength / fate.wanted for fate in fates.values())
@@ -239,7 +183,7 @@ class Battery:
             self._compare_costs(it)
 
     def refusals(self) -> None:
-        seconds = max(4.0, self._options.seconds * 0.3)
+        seconds = max(4.0, self.options.seconds * 0.3)
         with self._serving() as it:
             rounds = self._attack("refusals", it, FLOOD, seconds=seconds, ramp_s=0.1, addresses=64)
         self._bar("refusals: requests not answered", 0, "", *[found.attacked.unanswered for found in rounds])
@@ -252,21 +196,21 @@ class Battery:
             self._bar(f"{name}: requests not answered", 0, "", *[found.attacked.unanswered for found in rounds])
 
     def peers(self) -> None:
-        seconds = max(4.0, self._options.seconds * 0.3)
+        seconds = max(4.0, self.options.seconds * 0.3)
         for name in PEERS:
             if reason := SERVERS[name].missing():
-                self._note(f"missing: {name}: {reason}")
+                self.note(f"missing: {name}: {reason}")
                 continue
             with self._serving(server=name) as it:
-                self._felt[name] = self._attack(name, it, self._options.battery, seconds=seconds, rounds=1, quiet_s=3.0)
-        self.tables.append(peer_table(self._felt))
+                self._felt[name] = self._attack(name, it, self.options.battery, seconds=seconds, rounds=1, quiet_s=3.0)
+        self._tables.append(peer_table(self._felt))
 
     # --- what they have in common ---
 
     @contextlib.contextmanager
     def _serving(self, *flags: str, server: str = OURS) -> Iterator[Running]:
         with tempfile.TemporaryDirectory(prefix="hardserve-hostile-") as directory:
-            idle = sum(self._options.battery.values())  # waitress and nginx refuse most of them otherwise
+            idle = sum(self.options.battery.values())  # waitress and nginx refuse most of them otherwise
             run = Run(free_port(), Path(directory), idle=idle, app="attacked:app", options=flags)
             with running(SERVERS[server], run) as it:
                 yield it
@@ -291,7 +235,7 @@ class Battery:
         quiet_s = quiet_s or max(3.0, seconds * 0.4)
         with NormalClient(it.run.port) as client:
             time.sleep(2 * _SETTLE_S)  # warm up
-            for number in range(rounds or self._options.rounds):
+            for number in range(rounds or self.options.rounds):
                 began = time.monotonic()
                 time.sleep(quiet_s)
                 quiet = client.felt(began, time.monotonic())
@@ -305,17 +249,17 @@ class Battery:
                 attacked = client.felt(began, ended)
                 time.sleep(_SETTLE_S)
                 found.append(Round(quiet, attacked, share, fates, count_reasons(it) - reasons))
-                self._note(
+                self.note(
                     f"{name}, round {number + 1}: quiet p99 {quiet.p99_ms:.1f} ms, attacked {attacked.p99_ms:.1f} ms, "
                     f"{attacked.unanswered} of {attacked.requests} not answered"
                 )
                 if quiet.problems:
                     self.problems.append(f"{name}, round {number + 1}: not answered when quiet: {quiet.problems}")
-        self.rounds[name] = [round_as_json(one) for one in found]
+        self._rounds[name] = [round_as_json(one) for one in found]
         last = found[-1]
-        self.tables += [felt_table(name, found), fate_table(last.fates)]
+        self._tables += [felt_table(name, found), fate_table(last.fates)]
         if last.reasons:
-            self.tables[-1] += f"\nin the access log: {in_words(last.reasons)}"
+            self._tables[-1] += f"\nin the access log: {in_words(last.reasons)}"
         return found
 
     def _hold_to_bars(self, name: str, rounds: Sequence[Round]) -> None:
@@ -346,7 +290,7 @@ class Battery:
             if cut.answer == "cut":
                 self.problems.append(f"endless {name}: ended without an answer")
         head = ["endless", "cap", "cut after", "answer", "rushed: MiB sent", "answer", "CPU ms", "took s"]
-        self.tables.append(table(head, rows))
+        self._tables.append(table(head, rows))
 
     def _compare_costs(self, it: Running) -> None:
         def used_s() -> float:
@@ -365,16 +309,13 @@ class Battery:
                 [name if first else "", f"{size / endless.MIB:.2f}", f"{cost:.2f}", f"{cost * READ_BYTES / 1e6:.2f}"]
                 for first, size, cost in zip((True, False, False), growing.sizes, costs, strict=True)
             ]
-            self.figures[f"ns a byte, {name}"] = dict(zip(map(str, growing.sizes), costs, strict=True))
+            self._figures[f"ns a byte, {name}"] = dict(zip(map(str, growing.sizes), costs, strict=True))
             times = [later / earlier for earlier, later in itertools.pairwise(costs)]
             self._bar(f"{name}: cost of a byte, when twice as long", LINEAR_TIMES, "times", *times)
-        self.tables.append(table(["growing", "MiB", "ns of CPU a byte", "ms of CPU for 64 KiB"], rows))
+        self._tables.append(table(["growing", "MiB", "ns of CPU a byte", "ms of CPU for 64 KiB"], rows))
 
     def _bar(self, what: str, limit: float, unit: str, *measured: float) -> None:
         self.bars.append(Bar(what, limit, False, unit, Spread.of(measured)))
-
-    def _note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 def cpu_s(it: Running) -> float:

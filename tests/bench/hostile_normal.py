@@ -27,8 +27,6 @@ FRESH_EVERY = 8
 PATIENCE_S = 5.0
 
 _POOL = 16
-_REQUEST = b"GET / HTTP/1.1\r\nHost: normal\r\n\r\n"
-_LAST_REQUEST = b"GET / HTTP/1.1\r\nHost: normal\r\nConnection: close\r\n\r\n"
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d+)\r\n")
 _CLOSE = re.compile(rb"(?i)\r\nconnection:[ \t]*close\r\n")
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -101,10 +99,12 @@ class _Connection:
 
 
 class NormalClient:
-    """Asks 127.0.0.1:`port` for `/` from an address of its own, `rate` times a second, while a `with` block runs."""
+    """Asks 127.0.0.1:`port` for `path` from an address of its own, `rate` times a second, while a `with` block runs."""
 
-    def __init__(self, port: int, *, rate: float = RATE) -> None:
+    def __init__(self, port: int, *, rate: float = RATE, path: str = "/") -> None:
         self._port = port
+        head = f"GET {path} HTTP/1.1\r\nHost: normal\r\n".encode()
+        self._request, self._last_request = head + b"\r\n", head + b"Connection: close\r\n\r\n"
         self._interval_s = 1 / rate
         self._random = random.Random(7)
         self._epoll = select.epoll()
@@ -187,7 +187,7 @@ class NormalClient:
         assert connection.wanted is not None
         connection.answer = b""
         try:
-            connection.socket.send(_LAST_REQUEST if connection.wanted.fresh else _REQUEST)
+            connection.socket.send(self._last_request if connection.wanted.fresh else self._request)
         except OSError:
             self._fail(connection, "reset", now)
 

@@ -5,28 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import median
 
 from hardserve.settings import RateLimitingSettings
 
-from . import report
+from .command import Sampled, from_1_to, parser, run
 from .hostile_normal import ADDRESS, Felt, NormalClient
 from .limits_forged import SOURCE, start_forging
 from .limits_load import Load, Used, Watch, ask, drive
 from .limits_store import measure
 from .peers import OURS, REPOSITORY, SERVERS, Run, program
-from .process import Running, StartError, free_port, running
-from .report import Bar, Sample, Spread, bar_table, compare, spread, table
+from .process import Running, free_port, running
+from .report import Spread, compare, spread
 
 PARTS = {
     "default": "what the default rule costs Flask hello, when it refuses nobody",
@@ -83,173 +79,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not program("wrk"):
         print("no wrk program, so nothing can be measured: apt-get install wrk", file=sys.stderr)
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that `finally` runs and the servers end
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the server inherits it
-    bench = Bench(options)
-    began = time.monotonic()
-    for part in options.parts:
-        try:
-            getattr(bench, part)()
-        except KeyboardInterrupt:
-            bench.problems.append("interrupted")
-            break
-        except (StartError, RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
-            bench.problems.append(f"{part}: {error}")
-    print("\n" + "\n\n".join([*map(figures_table, bench.results.items()), bar_table(bench.bars)]))
-    for disturbance in report.disturbed(bench.results):
-        print(f"disturbed: {disturbance}")
-    for problem in bench.problems:
-        print(f"problem: {problem}")
-    print(f"took {time.monotonic() - began:.0f} s")
-    if options.json:
-        document = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "options": {"parts": options.parts, "rounds": options.rounds, "seconds": options.seconds},
-            "problems": bench.problems,
-            "samples": bench.results,
-            "bars": [bar.as_dict() for bar in bench.bars],
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
-    return 0 if not bench.problems and all(bar.met for bar in bench.bars) else 1
+    return run(Bench(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.limits",
-        description=__doc__,
-        epilog=_EPILOG.format(
-            parts="\n".join(f"  {name:10}{what.format(forged=FORGED)}" for name, what in PARTS.items()),
-            proxy=SOURCE,
-            normal=ADDRESS,
-            rate=RATE,
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    option = parser.add_argument
-    option("--parts", type=_parts, default=list(PARTS), metavar="A,B", help=f"of {','.join(PARTS)}")
-    option("--rounds", type=_from_1_to(50), help="of each part (default 8 of default, else 3, and 1 of forged)")
-    option("--seconds", type=_from_1_to(60), default=3, help="of load in one sample, twice that in flood (default 3)")
-    option("--connections", type=_from_1_to(256), default=32, help="of wrk (default 32)")
-    option("--forged", type=_from_1_to(1_000_000), default=FORGED, help=f"addresses (default {FORGED})")
-    option("--json", type=Path, metavar="FILE", help="write every figure there")
-    return parser.parse_args(arguments)
+    epilog = _EPILOG.format(parts="{parts}", proxy=SOURCE, normal=ADDRESS, rate=RATE)
+    parts = {name: what.format(forged=FORGED) for name, what in PARTS.items()}
+    found = parser("limits", parts, description=__doc__, epilog=epilog)
+    option = found.add_argument
+    option("--rounds", type=from_1_to(50), help="of each part (default 8 of default, else 3, and 1 of forged)")
+    option("--seconds", type=from_1_to(60), default=3, help="of load in one sample, twice that in flood (default 3)")
+    option("--connections", type=from_1_to(256), default=32, help="of wrk (default 32)")
+    option("--forged", type=from_1_to(1_000_000), default=FORGED, help=f"addresses (default {FORGED})")
+    return found.parse_args(arguments)
 
 
-def _parts(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return [name for name in PARTS if name in names]
-
-
-def _from_1_to(limit: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        number = int(text)
-        if not 1 <= number <= limit:
-            raise argparse.ArgumentTypeError(f"expected 1 to {limit}")
-        return number
-
-    return count
-
-
-class Bench:
+class Bench(Sampled):
     """The parts, the bars they were held to, and what else they found."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.results: dict[str, dict[str, list[Sample | None]]] = {}
-        self.bars: list[Bar] = []
-        self.problems: list[str] = []
-        self._options = options
 
     # --- parts ---
 
     def default(self) -> None:
-        for number in range(self._rounds(8)):
+        for number in range(self.rounds(8)):
             with self._serving(*GENEROUS) as on, self._serving(*OFF) as off:
                 for it in (on, off):
-                    drive(it, 1, self._options.connections)
+                    drive(it, 1, self.options.connections)
                 loads: dict[str, list[Load]] = {"on": [], "off": []}
                 for name in ("on", "off", "off", "on") if number % 2 == 0 else ("off", "on", "on", "off"):
                     it = on if name == "on" else off
-                    loads[name].append(drive(it, self._options.seconds, self._options.connections))
+                    loads[name].append(drive(it, self.options.seconds, self.options.connections))
                 for name, pair in loads.items():
                     self._expect_no_refusal(f"default, {name}", pair)
-                    self._add("default", name, of_loads(pair))
+                    self.add("default", name, of_loads(pair))
         found = self.results["default"]
-        self._bar("default rule on, req/s of off", 0.97, "times", compare(found["on"], found["off"], "rps"), least=True)
+        self.bar("default rule on, req/s of off", 0.97, "times", compare(found["on"], found["off"], "rps"), least=True)
 
     def decision(self) -> None:
-        for _ in range(self._rounds(3)):
+        for _ in range(self.rounds(3)):
             for name in ("hit", "check"):
-                self._add("decision", name, measure(name, REPOSITORY))
+                self.add("decision", name, measure(name, REPOSITORY))
         for name, what in (("hit", "a decision of the store"), ("check", "a whole rule")):
             found = self.results["decision"][name]
-            self._bar(f"{what}, median", 6.0, "us", spread(found, "median wall"))
+            self.bar(f"{what}, median", 6.0, "us", spread(found, "median wall"))
             for figure in ("longest CPU", "filling, longest CPU", "longest wall", "filling, longest wall"):
-                self._bar(f"{what}, {figure}", 1000.0, "us", spread(found, figure))
+                self.bar(f"{what}, {figure}", 1000.0, "us", spread(found, figure))
 
     def memory(self) -> None:
         cases = ("flooded-limiter", "flooded-sliding-window-counter", "flooded-moving-window", "flooded-burst")
         for name in cases:
             figures = measure(name, REPOSITORY)
-            self._add("memory", name, figures)
-            self._bar(f"1,000,000 clients, {name}: keys", MOST_KEYS, "", Spread.of([figures["most keys"]]))
-            self._bar(f"1,000,000 clients, {name}: RSS", MOST_GROWN_MB, "MB", Spread.of([figures["grown MB"]]))
+            self.add("memory", name, figures)
+            self.bar(f"1,000,000 clients, {name}: keys", MOST_KEYS, "", Spread.of([figures["most keys"]]))
+            self.bar(f"1,000,000 clients, {name}: RSS", MOST_GROWN_MB, "MB", Spread.of([figures["grown MB"]]))
 
     def refusals(self) -> None:
         beyond = []
-        for _ in range(self._rounds(3)):
+        for _ in range(self.rounds(3)):
             with self._serving(*OFF) as it:
-                drive(it, 1, self._options.connections)
-                load = drive(it, self._options.seconds, self._options.connections)
+                drive(it, 1, self.options.connections)
+                load = drive(it, self.options.seconds, self.options.connections)
                 self._expect_no_refusal("refusals, hello", [load])
-                self._add("refusals", "hello", of_loads([load]))
+                self.add("refusals", "hello", of_loads([load]))
             with self._serving(*STRICT) as it:
-                drive(it, 1, self._options.connections)
+                drive(it, 1, self.options.connections)
                 began, calls = time.monotonic(), int(ask(it, "/calls", _BEFORE))
-                load = drive(it, self._options.seconds, self._options.connections)
+                load = drive(it, self.options.seconds, self.options.connections)
                 calls = int(ask(it, "/calls", _AFTER)) - calls
                 beyond.append(max(0, calls - (ceil((time.monotonic() - began) * STRICT_PER_S) + 1)))
                 sample = of_loads([load])
                 share = load.refused / max(1, load.requests)
-                self._add("refusals", "429", {**sample, "rps": load.rps * share, "refused": share, "calls": calls})
+                self.add("refusals", "429", {**sample, "rps": load.rps * share, "refused": share, "calls": calls})
                 if load.broken:
                     self.problems.append(f"refusals: {load.broken} connections of wrk failed")
         found = self.results["refusals"]
-        self._bar(
-            "refusals/s, of hello's req/s", 3.0, "times", compare(found["429"], found["hello"], "rps"), least=True
-        )
-        self._bar("calls of the app beyond what the limit lets in", 0, "", Spread.of(beyond))
+        self.bar("refusals/s, of hello's req/s", 3.0, "times", compare(found["429"], found["hello"], "rps"), least=True)
+        self.bar("calls of the app beyond what the limit lets in", 0, "", Spread.of(beyond))
 
     def flood(self) -> None:
         with self._serving(*AS_SHIPPED) as it, NormalClient(it.run.port, rate=RATE) as client:
             time.sleep(2.0)  # warm up
-            for _ in range(self._rounds(3)):
-                seconds = 2 * self._options.seconds
+            for _ in range(self.rounds(3)):
+                seconds = 2 * self.options.seconds
                 self._quiet("flood", it, client, seconds)
                 began = time.monotonic()
-                load = drive(it, seconds, self._options.connections)
+                load = drive(it, seconds, self.options.connections)
                 felt = client.felt(began, began + load.used.took_s)
                 refused = load.refused / load.used.took_s
-                self._add("flood", "flooded", of_felt(felt, load.used) | {"refused/s": refused})
+                self.add("flood", "flooded", of_felt(felt, load.used) | {"refused/s": refused})
                 time.sleep(_SETTLE_S)
         self._hold_to_bars("flood", "quiet", "flooded", "during the flood")
 
     def forged(self) -> None:
         for name, rule in (("default rule", ""), ("and 3000/minute", LONG_RULE)):
-            for _ in range(self._rounds(1)):
+            for _ in range(self.rounds(1)):
                 self._forge(name, rule)
             grown = spread(self.results["forged"][name], "grown MB")
-            self._bar(f"{self._options.forged:,} forged addresses, {name}: RSS", MOST_GROWN_MB, "MB", grown)
+            self.bar(f"{self.options.forged:,} forged addresses, {name}: RSS", MOST_GROWN_MB, "MB", grown)
             # How much longer it takes is no bar here: every worker is busy with somebody else.
             self._hold_to_bars("forged", f"quiet, {name}", name, f"{name}, forged addresses", times=False)
 
     # --- what they have in common ---
-
-    def _rounds(self, usual: int) -> int:
-        return self._options.rounds or usual
 
     @contextlib.contextmanager
     def _serving(self, *flags: str, config: str = "") -> Iterator[Running]:
@@ -269,7 +198,7 @@ class Bench:
         watch, began = Watch(it), time.monotonic()
         time.sleep(seconds)
         felt = client.felt(began, time.monotonic())
-        self._add(part, name, of_felt(felt, watch.used()))
+        self.add(part, name, of_felt(felt, watch.used()))
         if felt.problems:
             self.problems.append(f"{part}: not answered when quiet: {felt.problems}")
 
@@ -278,12 +207,12 @@ class Bench:
             self._serving(*AS_SHIPPED, f"--proxy-trusted={SOURCE}", config=rule) as it,
             NormalClient(it.run.port, rate=RATE) as client,
         ):
-            drive(it, 1, self._options.connections)  # what grows by then is the app's
+            drive(it, 1, self.options.connections)  # what grows by then is the app's
             time.sleep(_SETTLE_S)
-            self._quiet("forged", it, client, 2.0 * self._options.seconds, f"quiet, {name}")
+            self._quiet("forged", it, client, 2.0 * self.options.seconds, f"quiet, {name}")
             before = most = it.memory().rss_bytes
             watch, began = Watch(it), time.monotonic()
-            sender = start_forging(it.run.port, self._options.forged, REPOSITORY)
+            sender = start_forging(it.run.port, self.options.forged, REPOSITORY)
             try:
                 while sender.poll() is None:
                     time.sleep(_SETTLE_S)
@@ -296,35 +225,24 @@ class Bench:
             figures = {f"answered {status}": float(count) for status, count in sorted(statuses.items()) if count}
             sent = sum(statuses.values()) / used.took_s
             grown = {"sent/s": sent, "grown MB": (most - before) / 1e6, **figures}
-            self._add("forged", name, of_felt(client.felt(began, ended), used) | grown)
+            self.add("forged", name, of_felt(client.felt(began, ended), used) | grown)
             if statuses.get("none"):
                 self.problems.append(f"forged, {name}: {statuses['none']} were not sent in time")
             words = [line for line in it.run.output.read_text().splitlines() if "rate limits:" in line]
             for line in words:
-                self._note(f"the server says: {line}")
+                self.note(f"the server says: {line}")
 
     def _hold_to_bars(self, part: str, quiet: str, flooded: str, what: str, *, times: bool = True) -> None:
         found = self.results[part]
         lost = spread(found[flooded], "unanswered")
-        self._bar(f"normal client {what}: not answered", 0, "", lost and Spread(lost.high, lost.low, lost.high))
+        self.bar(f"normal client {what}: not answered", 0, "", lost and Spread(lost.high, lost.low, lost.high))
         if times:
             ratio = compare(found[flooded], found[quiet], "p50 ms")
-            self._bar(f"normal client {what}: median of quiet", 2.0, "times", ratio)
+            self.bar(f"normal client {what}: median of quiet", 2.0, "times", ratio)
 
     def _expect_no_refusal(self, what: str, loads: Sequence[Load]) -> None:
         if wrong := sum(load.refused + load.broken for load in loads):
             self.problems.append(f"{what}: {wrong} errors in wrk")
-
-    def _add(self, part: str, name: str, sample: Mapping[str, float]) -> None:
-        self.results.setdefault(part, {}).setdefault(name, []).append(sample)
-        glance = ", ".join(f"{figure} {form(value)}" for figure, value in sample.items())
-        self._note(f"{part}, {name}: {glance}")
-
-    def _bar(self, what: str, limit: float, unit: str, measured: Spread | None, *, least: bool = False) -> None:
-        self.bars.append(Bar(what, limit, least, unit, measured))
-
-    def _note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 # --- figures ---
@@ -350,21 +268,6 @@ def of_felt(felt: Felt, used: Used) -> dict[str, float]:
         "server's CPU": used.server_s / used.took_s,
         "others": used.others,
     }
-
-
-def figures_table(part: tuple[str, Mapping[str, Sequence[Sample | None]]]) -> str:
-    """The median of each figure, and of how many rounds."""
-    name, found = part
-    figures = list(dict.fromkeys(figure for rounds in found.values() for sample in rounds for figure in sample or ()))
-    rows = []
-    for who, rounds in found.items():
-        cells = [spread(rounds, figure) for figure in figures]
-        rows.append([who, str(len(rounds)), *(form(cell.median) if cell else "" for cell in cells)])
-    return table([name, "rounds", *figures], rows)
-
-
-def form(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

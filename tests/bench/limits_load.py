@@ -11,6 +11,7 @@ import re
 import resource
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import wrk
@@ -59,10 +60,12 @@ class Load:
     used: Used
 
 
-def drive(it: Running, seconds: int, connections: int) -> Load:
+def drive(it: Running, seconds: int, connections: int, path: str = "/", headers: Mapping[str, str] = {}) -> Load:
     """Keep `connections` from 127.0.0.1 busy for `seconds`. Raises RuntimeError when wrk fails."""
     watch = Watch(it)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", it.url()]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    command += [argument for name, value in headers.items() for argument in ("-H", f"{name}: {value}")]
+    command.append(it.url(path))
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds + 20, start_new_session=True, check=False
     )

@@ -139,17 +139,45 @@ def _granian(threads: int) -> Callable[[Run], list[list[str]]]:
 
 def _behind_nginx(*gunicorn_options: str, keepalive: bool) -> Callable[[Run], list[list[str]]]:
     def commands(run: Run) -> list[list[str]]:
-        config = run.directory / "nginx.conf"
-        config.write_text(nginx_config(run, keepalive=keepalive))
-        nginx = [program("nginx"), "-p", str(run.directory), "-c", str(config)]
-        nginx += ["-e", str(run.directory / "nginx-error.log")]
-        return [_gunicorn_command(run, f"unix:{run.directory}/app.sock", *gunicorn_options), nginx]
+        app = _gunicorn_command(run, f"unix:{run.directory}/app.sock", *gunicorn_options)
+        return [app, nginx_command(run, nginx_config(run, keepalive=keepalive))]
 
     return commands
 
 
+def nginx_command(run: Run, config: str) -> list[str]:
+    """Write the configuration where the run's files are, and return what starts an nginx with it."""
+    path = run.directory / "nginx.conf"
+    path.write_text(config)
+    return [program("nginx"), "-p", f"{run.directory}", "-c", f"{path}", "-e", f"{run.directory}/nginx-error.log"]
+
+
 def nginx_config(run: Run, *, keepalive: bool) -> str:
-    """An nginx of one worker in front of `app.sock`, everything it writes inside the run's directory."""
+    """An nginx of one worker in front of `app.sock`."""
+    return nginx_frame(
+        run,
+        f"""\
+    upstream app {{
+        server unix:{run.directory}/app.sock;
+        {"keepalive 32;" if keepalive else ""}
+    }}
+    server {{
+        listen {run.address} backlog=1024;
+        location / {{
+            proxy_pass http://app;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+        }}
+    }}
+""",
+    )
+
+
+def nginx_frame(run: Run, http: str) -> str:
+    """An nginx of one worker, everything it writes inside the run's directory; `http` is what it serves."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     temporary = "".join(
         f"    {kind}_temp_path {run.directory}/{kind};\n"
@@ -166,22 +194,7 @@ http {{
     access_log {run.access_log} combined;
     keepalive_requests 1000000000;
 {temporary}
-    upstream app {{
-        server unix:{run.directory}/app.sock;
-        {"keepalive 32;" if keepalive else ""}
-    }}
-    server {{
-        listen {run.address} backlog=1024;
-        location / {{
-            proxy_pass http://app;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $http_host;
-            proxy_set_header X-Forwarded-For $remote_addr;
-            proxy_set_header X-Forwarded-Proto $scheme;
-        }}
-    }}
-}}
+{http}}}
 """
 
 
