@@ -363,6 +363,21 @@ class _Merge:
                             read_page(self._directory / path, each.about.kind)
                         except ValueError as problem:
                             yield f"{self._where[key]} = {show(path)}: {problem}"
+        yield from self._bad_mounts()
+
+    def _bad_mounts(self) -> Iterator[str]:
+        """Say which mounts are of nothing, and which never count because their URL has another one."""
+        mounts = [("server.static", *text.partition("=")[::2]) for text in self._values.get("server.static", ())]
+        for index, static in self._tables.get("static", {}).items():
+            mounts.append((f"static[{index}].directory", static.url, static.directory))
+        seen: dict[str, str] = {}
+        for key, url, path in mounts:
+            where = f"{self._where[key]} = {show(path)}"
+            if not (self._directory / path).exists():
+                yield f"{where}: expected a directory or a file, and nothing is there"
+            if url in seen:
+                yield f"{where}: {url} is {show(seen[url])} already; expected each URL once"
+            seen.setdefault(url, path)
 
 
 def _rule_problems(rule: RateLimitSettings) -> Iterator[tuple[str, str]]:

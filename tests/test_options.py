@@ -139,7 +139,7 @@ def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911  # o
         case FieldValue():
             return st.sampled_from([*kind.words, "DENY", "geolocation=(), camera=()"])
         case MountList():
-            return st.lists(st.integers(0, 99).map("/m{0}=d{0}".format), max_size=3, unique=True).map(tuple)
+            return st.lists(st.integers(0, 99).map("/m{}=.".format), max_size=3, unique=True).map(tuple)
         case _:
             return st.lists(st.integers(3, 99).map("fd:{}".format), min_size=1, max_size=3, unique=True).map(tuple)
 
@@ -1058,6 +1058,7 @@ def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Pa
     text = re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml())
     (tmp_path / "hardserve.toml").write_text(text)
     (tmp_path / "413.html").write_text("the page that it names for an example")
+    (tmp_path / "uploads").mkdir()
     resolved = resolve(environ={}, directory=tmp_path)
     assert replace(resolved.settings, route=(), rate_limit=(), static=(), error_page=()) == Settings()
     assert "default" not in resolved.origins.values()
@@ -1071,6 +1072,7 @@ def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Pa
 
 def test_the_example_of_a_table_sets_everything_in_it(tmp_path: Path) -> None:
     (tmp_path / "413.html").touch()
+    (tmp_path / "uploads").mkdir()
     (tmp_path / "hardserve.toml").write_text(re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml()))
     settings = resolve(environ={}, directory=tmp_path).settings
     assert settings.route == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import random
 import subprocess
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hardserve.edge.budget import Budget
+from hardserve.edge.fileparts import OutgoingFile, PageCache
 from hardserve.edge.outbox import Outbox, Report
+from hardserve.protocol import FilePart, SharedFile
 from tests.support import PATIENCE_S, switching_often
 
 REPOSITORY = Path(__file__).parent.parent
@@ -62,12 +65,31 @@ class Wire:
         self.taken += taken
         return len(taken)
 
+    def send_file(self, descriptor: int, offset: int, count: int) -> int | None:
+        if not self.room and not self.broken:
+            return None
+        return self.send(memoryview(os.pread(descriptor, count, offset)))
+
+
+def no_file(_descriptor: int, _offset: int, _count: int) -> int | None:
+    raise AssertionError("there is none")
+
+
+def shared_file(content: bytes) -> SharedFile:
+    """Return a file that nobody else can open."""
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        descriptor = os.dup(file.fileno())
+    status = os.fstat(descriptor)
+    return SharedFile(descriptor, status.st_size, status.st_mtime_ns, "a file")
+
 
 # --- order ---
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """Any mix of memory, file and reports, against one string of bytes with marks in it."""
+    """Any mix of memory, temporary file, files and reports, against one string of bytes with marks in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,6 +103,10 @@ class OutboxMachine(RuleBasedStateMachine):
         self.reports = 0
         self.storing: bytes | None = None
         self.chance = random.Random(0)
+        self.content = self.chance.randbytes(400_000)
+        self.file = shared_file(self.content)
+        self.caches = {False: PageCache(), True: PageCache(0)}  # one that cannot tell: all has to be read first
+        self.reading: tuple[SharedFile, int, int] | None = None
 
     def _data(self, size: int) -> bytes:
         return self.chance.randbytes(size)
@@ -123,6 +149,31 @@ class OutboxMachine(RuleBasedStateMachine):
     def end_a_response(self) -> None:
         self.outbox.report_when_sent(self._report())
 
+    @precondition(lambda self: self.storing is None)
+    @rule(start=st.sampled_from([0, 1, 70_000]), size=st.sampled_from([0, 1, 5_000, 330_000]), cold=st.booleans())
+    def put_file(self, start: int, size: int, cold: bool) -> None:
+        self.bytes += self.content[start : start + size]
+        self.outbox.put_file(FilePart(self.file, start, start + size), self.caches[cold])
+
+    @precondition(lambda self: self.reading is None)
+    @rule()
+    def begin_reading(self) -> None:
+        assert self.outbox.sendable or not self.outbox or self.outbox.cold_since < math.inf or self.storing is not None
+        self.reading = self.outbox.begin_reading()
+
+    @precondition(lambda self: self.reading is not None)
+    @rule(pool_is_full=st.booleans())
+    def end_reading(self, pool_is_full: bool) -> None:
+        assert self.reading is not None
+        (file, start, count), self.reading = self.reading, None
+        assert not self.outbox.sendable, "a writable socket would find nothing, at every turn"
+        if pool_is_full:
+            self.outbox.give_up_reading()
+        else:
+            assert self.outbox.end_reading(file.read(start, count), time.monotonic())
+            assert self.outbox.sendable
+        file.release()
+
     @rule(room=st.sampled_from([0, 1, 100, 65_536, 1_000_000]))
     def send(self, room: int) -> None:
         self.wire.room = room
@@ -154,7 +205,10 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_kept_is_counted(self) -> None:
-        assert len(self.outbox) == len(self.bytes) - len(self.wire.taken)
+        files = [part for part in self.outbox._parts if isinstance(part, OutgoingFile)]
+        unread = sum(part.length - len(part.data or b"") for part in files)
+        assert len(self.outbox) + unread == len(self.bytes) - len(self.wire.taken)
+        assert self.file._holders == 1 + len(files) + (self.reading is not None)
         assert self.budget.memory == self.outbox.memory
         file = self.outbox._file
         assert self.budget.files == (0 if file is None else os.fstat(file.fileno()).st_size)
@@ -174,8 +228,13 @@ class OutboxMachine(RuleBasedStateMachine):
         if self.storing is not None:  # its worker comes back from the disk
             data = memoryview(self.storing)
             self.outbox.end_storing(data, self.outbox.store(data))
+        if self.reading is not None:  # as does its file thread
+            assert not self.outbox.end_reading(self.reading[0].read(*self.reading[1:]), time.monotonic())
+            self.reading[0].release()
         assert not self.outbox
         assert not self.outbox.sendable
+        self.file.release()
+        assert self.file._holders == 0
         assert (self.budget.memory, self.budget.files) == (0, 0)
         assert open_descriptors() <= self.descriptors
 
@@ -225,10 +284,10 @@ def test_a_response_that_had_left_when_the_next_one_broke_is_reported_as_such() 
         wire.room = 100
         return wire.send(data)
 
-    for report in outbox.send(send):
+    for report in outbox.send(send, no_file):
         report(0, "")
     with pytest.raises(ConnectionResetError):
-        outbox.send(send)
+        outbox.send(send, no_file)
     for report, unsent in outbox.close():
         report(unsent, "gone")
     assert told == [("first", 0), ("second", 6)]
@@ -335,7 +394,7 @@ for letter in b"abc":
 assert (outbox.memory, outbox.stored) == (128_000, 64_000), outbox
 assert budget.files == 100_000, "what was written before the disk was full is still on it"
 while outbox:
-    outbox.send(send)
+    outbox.send(send, None)
 assert sent == expected
 outbox.close()
 assert (budget.memory, budget.files) == (0, 0), budget
@@ -506,7 +565,7 @@ def test_sending_many_small_parts_and_a_large_one_in_small_steps_is_quick() -> N
     began = time.process_time()
     send: Callable[[memoryview], int] = lambda data: min(len(data), 16_384)  # noqa: E731
     for _ in range(4000):
-        outbox.send(send)
+        outbox.send(send, no_file)
     assert time.process_time() - began < 1.0, "4,000 copies of 64 MiB are half a minute"
     assert wire.taken == b""
     outbox.close()

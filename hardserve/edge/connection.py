@@ -5,7 +5,10 @@ Theory of operation
 The I/O thread reads, parses and judges. When a request is complete it calls `EdgeContext.dispatch`, and the
 connection is BUSY: from then on one worker, and no other, answers through `write` and `finish`. `finish` hands the
 connection back. It is BUSY, too, while a check thread finds out what the gate could not tell at once; then `decided`
-goes on with it, on the I/O thread.
+goes on with it, on the I/O thread. Nor does a request for a file need a worker: `EdgeContext.serve_file` is asked
+first, and answers through `answer`, at once or when a file thread has opened the file.
+
+What is read and decided is here; what leaves, whoever makes it, is in the half that is edge.sending.
 
 Which thread owns what:
 
@@ -29,7 +32,9 @@ they interleave, and `settle` does no harm when called twice.
 What the socket does not take at once is kept in `outbox`, which exists only while there is something in it, and is
 sent by the I/O thread when the socket is writable. Past `limits.response_buffer` the worker waits in `write`. The
 client must take something every `timeouts.response` and keep to `limits.response_rate`, and edge.readers ends those
-that would keep too many workers.
+that would keep too many workers. A part of a response that is a file waits in `outbox`, too, but not in memory: the
+kernel sends it, a slice in each turn. What the kernel would have to wait for is read by a file thread first, and while
+it is, nothing leaves, no socket is watched for room, and the client's time does not run (edge.fileparts).
 
 A worker that does not come back in time loses its connection: `expire` answers in its place and takes the connection
 out of BUSY, and whatever the worker does after that finds that it is not its own any more, and is dropped.
@@ -260,7 +265,7 @@ class Connection(Sending):
     def _await_decision(self, now: float, deadline: float = math.inf) -> None:
         """Wait, as for a worker, for what cannot be told without something that may block."""
         self.read_deadline = deadline
-        if self.phase is not IDLE:
+        if self.phase is not IDLE or deadline < math.inf:
             self._watch(now)
         self.phase = BUSY
         self._deciding = True
@@ -284,7 +289,6 @@ class Connection(Sending):
         (`timeouts.app`) and the client is told so. I/O thread.
         """
         self._await_decision(now, now + (self._ctx.settings.timeouts.app or math.inf))
-        self._watch(now)
 
     def pass_on(self, request: Request, now: float) -> None:
         """Have the app answer a request for which there is no file after all. I/O thread."""
@@ -381,7 +385,6 @@ class Connection(Sending):
         if self.request is not request:
             return False
         waited, self._deciding = self._deciding, False
-        was_idle = self.phase is IDLE
         self._end_request()
         if keep_alive:
             self.phase = IDLE
@@ -393,8 +396,6 @@ class Connection(Sending):
             self._linger(now)
         if waited:
             self.settle(now)
-        elif not was_idle and self.phase is not CLOSED:
-            self._watch(now)
         return True
 
     def refuse(self, refusal: Refusal, now: float) -> None:

@@ -49,16 +49,16 @@ class _Vector(ctypes.Structure):
 class PageCache:
     """What of a file is in the kernel's memory. One for each I/O thread, because it holds a buffer.
 
-    The interpreter lock is kept, as in transport.HeldCalls: none of this ever waits.
+    The interpreter lock is kept, as in transport.HeldCalls: none of this ever waits. `flag` is 0 where there is none.
     """
 
     __slots__ = ("_buffer", "_flag", "_preadv2", "_vector")
 
-    def __init__(self) -> None:
+    def __init__(self, flag: int = getattr(os, "RWF_NOWAIT", 0)) -> None:
         library = ctypes.PyDLL(None)
         # glibc's takes 64-bit offsets by this name, also on 32-bit machines; musl's always does.
         self._preadv2 = getattr(library, "preadv64v2", None) or getattr(library, "preadv2", None)
-        self._flag: int = getattr(os, "RWF_NOWAIT", 0)
+        self._flag = flag
         self._buffer = ctypes.create_string_buffer(1)
         self._vector = _Vector(ctypes.addressof(self._buffer), 1)
         if self._preadv2 is not None:

@@ -174,7 +174,6 @@ class Sending:
                 with self.lock:
                     outbox.give_up_reading()
         self._look_at_storage(outbox, now)
-        self._watch(now)
 
     def _file_was_read(self, outbox: Outbox, file: SharedFile, result: bytes | BaseException) -> None:
         """Send on with what was read, or cut; nothing if the connection is closed. File thread."""
@@ -187,11 +186,12 @@ class Sending:
     def _look_at_storage(self, outbox: Outbox, now: float) -> None:
         """Do not wait for a file for ever, nor hold it against the client. I/O thread."""
         patience_s = self._ctx.settings.timeouts.app or math.inf
-        since = outbox.cold_since
-        if now >= since + patience_s:
-            self._cut_for_file(FileFailedError(refusals.FILE_UNREADABLE, "a file could not be read in time"), now)
+        until = outbox.cold_since + patience_s
+        if now >= until:
+            self._cut_for_file(FileFailedError(refusals.FILE_UNREADABLE, f"not read in time: {outbox!r}"), now)
         else:
-            self.write_deadline = min(since + patience_s, now + LOOK_S)
+            self.write_deadline = min(until, now + LOOK_S)
+            self._watch(now)
 
     def _cut_for_file(self, error: FileFailedError, now: float) -> None:
         """End a response that cannot become what its head said, so that it does not look whole. I/O thread."""

@@ -118,6 +118,11 @@ class Tree:
         following = ", following symlinks" if self._follow_symlinks else ""
         return f"<Tree {os.fsdecode(self._directory)}{following}>"
 
+    @property
+    def directory(self) -> str:
+        """Its path, absolute, with the links that are in it."""
+        return os.fsdecode(self._directory)
+
     def open(self, parts: Sequence[bytes]) -> OpenFile:
         """Open the regular file that `parts` name. Raises IsADirectoryError for a directory."""
         _refuse(parts)

@@ -4,6 +4,11 @@ It sees the head before it is sent and what the client asked for. The worker's t
 encoder. Whatever is asked here is asked about bodies of `compression.min_size` and more: for a smaller one nothing is
 looked at.
 
+A body that the app yields in parts is flushed after each, so that nothing waits for what comes after it. What that
+costs, of 322 KB of JSON lines that become 65 KB: with blocks of 8 KiB 2% more bytes and a tenth of the time, of 1 KB a
+fifth and a half, and of 100 bytes twice the bytes, in up to five times as long: still 10 us a block, and a third of
+what the app yields.
+
 Compression gives secrets away. The length of a compressed page says whether two parts of it are alike. Who can have a
 victim's browser fetch a page again and again with something of his choice in it (a search term that the page repeats),
 and sees how long each answer is on its way, guesses a secret that stands in the same page (a CSRF token, a key) one
