@@ -38,6 +38,7 @@ from hardserve.edge.parsing import ParserRules, Request
 from hardserve.edge.ratelimit import RateLimiter
 from hardserve.edge.readers import Readers
 from hardserve.files.mounts import Mounts
+from hardserve.files.sendfile import NotMountedError, Sender
 from hardserve.files.static import FileContext, StaticFiles
 from hardserve.loader.bodycap import give_body_cap
 from hardserve.loader.hosts import has_proxy_fix, hosts_of
@@ -53,7 +54,10 @@ from hardserve.pool import Pool
 from hardserve.protocol import DateClock, SharedFile
 from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, Cut, DryRun, Refusal
 from hardserve.securityheaders import default_lines
-from hardserve.wsgi.task import AppContext, Application, Channel, Received, Task
+from hardserve.wsgi.appfiles import Named
+from hardserve.wsgi.context import AppContext, Application, Channel, Received
+from hardserve.wsgi.response import BadResponseError
+from hardserve.wsgi.task import Task
 from hardserve.wsgi.watch import LOOK_S, PoolContext, Watch
 from hardserve.wsgi.workers import Workers
 
@@ -131,6 +135,7 @@ class Server:
         self._bans_not_said = 0
         self._authenticator: Authenticator | None = None
         self._mounts = Mounts(())
+        self._sender = Sender(self._mounts)
         self._file_pool = Pool("file", settings.files.readers, WAITING_FILES)
         self._compression_pool = Pool("compress", 1, WAITING_COMPRESSIONS)
         self._offload: Offload
@@ -148,16 +153,22 @@ class Server:
         """The addresses that are listened on, with the ports that port 0 became."""
         return [listener.url for listener in self._listeners]
 
+    @property
+    def files(self) -> list[str]:
+        """The URLs below which files are served without the app."""
+        return self._mounts.urls
+
     def bind(self) -> None:
         """Open every address of the settings, and read what refusals look like.
 
         Raises ListenError, UsersFileError, SettingsError for a store that is no use and for a mount that is none or
         shows too much, and OSError for a page that cannot be read, and then has opened nothing.
         """
-        self._pages = ErrorPages.load(self.settings.error_page)
+        self._pages = ErrorPages.load(self.settings.error_page, self.settings.headers)
         self._check_storage()
         self._read_users()
         self._mounts = mounts_of(self._app, self.settings)
+        self._sender = Sender(self._mounts)
         try:
             for address in self.settings.server.bind:
                 self._listeners += open_listeners(address, self.settings.server.backlog)
@@ -245,6 +256,13 @@ class Server:
         )
         return StaticFiles(self._mounts, self.settings.files, ctx)
 
+    def _open_named(self, field: str, value: str) -> Named:
+        """Open the file that the app names in a header field. Worker thread."""
+        try:
+            return self._sender.open(field, value)
+        except NotMountedError as error:
+            raise BadResponseError(str(error)) from None
+
     def _read_file(
         self, file: SharedFile, start: int, count: int, done: Callable[[bytes | BaseException], None]
     ) -> bool:
@@ -317,6 +335,7 @@ class Server:
             interrupts=settings.timeouts.interrupt > 0,
             headers=settings.headers,
             compression=settings.compression,
+            open_named=self._open_named if self._mounts.named else None,
         )
         ctx = EdgeContext(
             settings=settings,
@@ -599,7 +618,7 @@ def run(
     server = Server(app, settings, access_log)
 
     def announce(server: Server) -> None:
-        banner(settings, app=name, urls=server.urls, version=__version__, stream=sys.stderr)
+        banner(settings, app=name, urls=server.urls, files=server.files, version=__version__, stream=sys.stderr)
         if ready is not None:
             ready(server)
 

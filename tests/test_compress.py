@@ -176,7 +176,9 @@ AS_IT_IS: dict[str, tuple[Answer, tuple[str, ...], str | None]] = {
     "a very old digest": (Answer([HTML, ("Content-MD5", "x")]), (GZIP,), None),
     "a signature": (Answer([HTML, ("Signature-Input", "a=()")]), (GZIP,), None),
     "a file wrapper": (Answer(blocks=wrapped), (GZIP,), None),
-    "what would get larger": (Answer([HTML, ("ETag", '"a"')], blocks=lambda: [NOISE[:8000]]), (GZIP,), "Accept-Encoding"),
+    "what would get larger": (
+        Answer([HTML, ("ETag", '"a"')], blocks=lambda: [NOISE[:8000]]), (GZIP,), "Accept-Encoding"
+    ),
     "megabytes that would get larger": (
         Answer([HTML, ("ETag", '"a"')], blocks=lambda: [NOISE]), (GZIP,), "Accept-Encoding"
     ),

@@ -974,6 +974,9 @@ class Wire:
     def receive(self, max_bytes: int) -> bytes | None:
         return self.incoming.pop(0) if self.incoming else None
 
+    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+        raise AssertionError("nothing here is a file")
+
     def send(self, data: bytes) -> int:
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
         # As another thread would: if it needs the connection's lock, it gets it when this send is over.

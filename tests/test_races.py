@@ -32,7 +32,8 @@ from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock
 from hardserve.refusals import QUEUE_DEADLINE, SLOWEST_READER, Refusal
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
-from hardserve.wsgi.task import AppContext, Task
+from hardserve.wsgi.context import AppContext
+from hardserve.wsgi.task import Task
 from tests.support import PATIENCE_S, Client, Running, edge_context, serving, switching_often
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"

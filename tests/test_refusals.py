@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,18 @@ MARK = b"canary5ec2e7"
 HEAD = b"POST /canary5ec2e7 HTTP/1.1\r\nHost: canary5ec2e7\r\nX-Canary: canary5ec2e7\r\n"
 CREDENTIALS = b"Authorization: Basic " + base64.b64encode(MARK + b":" + MARK) + b"\r\n\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+# Files that the kernel makes: one that nobody may read, not even root, and one that cannot be read.
+WRITE_ONLY, UNREADABLE = Path("/sys/bus/platform/uevent"), Path("/sys/class/net/lo/speed")
+
+
+def get(path: bytes, *lines: bytes) -> bytes:
+    return b"\r\n".join((b"GET " + path + b" HTTP/1.1", b"Host: canary5ec2e7", *lines, b"", b""))
+
+
+def mount(directory: Path) -> dict[str, Any]:
+    return {"static": [{"url": "/files", "directory": str(directory)}]}
+
 
 # What provokes each refusal: settings, and what the client sends.
 PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
@@ -79,6 +92,16 @@ PROVOKED: dict[Refusal, tuple[dict[str, Any], bytes]] = {
         {"limits_body_memory": 0},
         HEAD + b"Content-Length: 9000\r\n\r\ncanary5ec2e7" + b"x" * 8988,
     ),
+    refusals.FILE_NOT_FOUND: (mount(Path("/usr/share")), get(b"/files/canary5ec2e7")),
+    refusals.FILE_FORBIDDEN: (mount(WRITE_ONLY), get(b"/files", b"X-Canary: canary5ec2e7")),
+    refusals.FILE_FAILED: (mount(UNREADABLE), get(b"/files", b"X-Canary: canary5ec2e7")),
+    refusals.FILES_BUSY: (mount(Path("/usr/share")), get(b"/files/canary5ec2e7")),
+    refusals.FILES_SLOW: (mount(Path("/usr/share")) | {"timeouts_app": "0.1s"}, get(b"/files/canary5ec2e7")),
+    refusals.PRECONDITION_FAILED: (mount(Path("/etc/services")), get(b"/files", b'If-Match: "canary5ec2e7"')),
+    refusals.RANGE_NOT_SATISFIABLE: (
+        mount(Path("/etc/services")),
+        get(b"/files", b"Range: bytes=99999999-", b"X-Canary: canary5ec2e7"),
+    ),
     refusals.APP_FAILED: ({}, HEAD.replace(b"/canary", b"/fail-canary") + b"\r\n"),
 }
 
@@ -124,6 +147,19 @@ def bring_about(refusal: Refusal, running: Running, stack: contextlib.ExitStack)
     if refusal is refusals.PASSWORDS_BUSY:
         eventually(lambda: hasattr(running.server, "_offload"))
         running.server._offload._trying["127.0.0.1"] = 1000
+    if refusal is refusals.FILES_BUSY:
+        eventually(lambda: running.server._file_pool.stop(time.monotonic()))
+    if refusal is refusals.FILES_SLOW:
+        release, held = threading.Event(), threading.Semaphore(0)
+        stack.callback(release.set)
+
+        def hold() -> None:
+            held.release()
+            assert release.wait(PATIENCE_S)
+
+        pool, count = running.server._file_pool, running.server.settings.files.readers
+        running.server._loop.post(lambda _now: [pool.submit(hold, lambda _: None) for _ in range(count)])
+        assert all(held.acquire(timeout=PATIENCE_S) for _ in range(count))
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def test_what_is_no_regular_file_is_another_error(pair: tuple[PlainTransport, so
     transport, _ = pair
     reading, writing = os.pipe()
     try:
-        with pytest.raises(OSError) as raised:
+        with pytest.raises(OSError, match="Errno") as raised:
             transport.send_file(reading, 0, 1)
         assert not isinstance(raised.value, ConnectionError)
     finally:

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE_S, Command, StartCommand
-from tests.traversal import BAIT, PUBLIC, attempts, plant
+from tests.traversal import BAIT, PUBLIC, SERVED, attempts, plant
 
 TRIES = 100_000
 TRIES_BEFORE_FLASK = 20_000
 CLIENTS = 4
-PIPELINED = 40
+PIPELINED = 12
 FALLBACK = b"the page of the single-page front\n"
 FLASK_PUBLIC = b"public, from Flask's own folder\n"
 
@@ -57,16 +57,13 @@ class Told:
     contents: Counter[bytes] = field(default_factory=Counter)
     leaks: list[bytes] = field(default_factory=list)
 
-    def add(self, target: bytes, status: int, body: bytes) -> None:
+    def add(self, target: bytes, status: int, response: bytes, body: bytes) -> None:
         self.statuses[status] += 1
         if status not in (400, 404):
             self.contents[body] += 1
-            if status not in (200, 301):
-                self.leaks.append(b"%d %b" % (status, target))
-
-    def look_for_secrets(self, data: bytes, targets: Sequence[bytes]) -> None:
-        if any(secret in data for secret in SECRETS):
-            self.leaks.append(b"one of " + b" ".join(targets))
+        # The latter of the redirects is Flask's, for slashes to be merged.
+        if status not in (200, 301, 308, 400, 404) or any(secret in response for secret in SECRETS):
+            self.leaks.append(b"%d %b" % (status, target))
 
     def merge(self, others: Iterable[Told]) -> Told:
         for other in others:
@@ -113,10 +110,10 @@ def receive(client: socket.socket, targets: Sequence[bytes], told: Told) -> tupl
                 break
             data += more
             continue
-        told.add(targets[answered], int(found[1]), data[found.end() : end])
+        told.add(targets[answered], int(found[1]), data[at:end], data[found.end() : end])
         answered += 1
         at = end
-    told.look_for_secrets(data, targets)
+    assert answered == len(targets) or not data[at:], "a response was cut, or is none"
     return answered, answered == len(targets) and b"\r\nConnection: close\r\n" not in data
 
 
@@ -137,13 +134,16 @@ def ask_with_all(command: Command, targets: Iterator[bytes]) -> Told:
 
 
 def below(prefixes: Sequence[bytes], tries: int) -> Iterator[bytes]:
-    """Yield targets below each of the prefixes in turn."""
-    return (prefix + target for prefix, target in zip(itertools.cycle(prefixes), attempts(tries, seed=5), strict=False))
+    """Yield targets below each of the prefixes in turn, and now and then one that is for everybody."""
+    served = itertools.cycle(["", "css/", *SERVED])
+    targets = zip(itertools.cycle(prefixes), attempts(tries, seed=5), strict=False)
+    for number, (prefix, target) in enumerate(targets):
+        yield prefix + (target if number % 101 else b"/" + next(served).encode())
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A directory for the mount to be in, deep enough for the ways up to lead to bait, and not to the system at once."""
+    """A directory for the mount to be in, below two more, so that not every way up leads to the system at once."""
     directory = tmp_path / "a" / "b"
     directory.mkdir(parents=True)
     return directory
@@ -173,7 +173,7 @@ def test_nothing_leaves_a_mount_in_a_hundred_thousand_tries(base: Path, start_co
         print(f"{TRIES} tries in {time.monotonic() - began:.1f} s: {told.statuses}")
     assert told.leaks == []
     assert told.statuses.total() == TRIES
-    assert told.contents.keys() >= {PUBLIC, FALLBACK}, "no target has led to a file: the rest says nothing"
+    assert told.contents.keys() >= {PUBLIC, FALLBACK}
     listings = {content for content in told.contents if content.startswith(b"<!doctype html>")}
     assert told.contents.keys() - listings <= {PUBLIC, FALLBACK, b""}
     assert listings
@@ -188,10 +188,10 @@ def test_nothing_leaves_the_static_folder_of_an_app_that_is_asked_for_what_is_mi
     (base / "fronted.py").write_text(FLASK_APP)
     with start_command("fronted:app", *FLAGS, directory=base) as command:
         plant(base)
-        for link in ("leaving", "bait-link"):  # Flask follows what the app's own folder has
+        for link in ("leaving", "bait-link", "css/to-hidden"):  # Flask follows what the app's own folder has
             (mount / link).unlink()
         told = ask_with_all(command, below([b"/static", b"/static/..", b""], TRIES_BEFORE_FLASK))
         print(told.statuses)
     assert told.leaks == []
     assert told.statuses.total() == TRIES_BEFORE_FLASK
-    assert told.contents[PUBLIC] > 0, "no target has led to a file: the rest says nothing"
+    assert told.contents[PUBLIC] > 0

@@ -179,6 +179,7 @@ WAYS_OUT = [
     pytest.param([b"leaving", b"bait.txt"], id="a relative link to a directory outside"),
     pytest.param([b"device"], id="a link to a device"),
     pytest.param([b"css", b"to-hidden"], id="a link to a dot file"),
+    pytest.param([b"css", b"to-well-known"], id="a link to a .well-known that is further down"),
     pytest.param([b"to-git", b"config"], id="a link to a dot directory"),
     pytest.param([b"further-up"], id="a link above the root of the file system"),
     pytest.param([b"sibling"], id="a link to a sibling whose name begins with the mount's"),
@@ -208,6 +209,7 @@ def hostile(mount: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "to-fifo": "fifo",
         "device": "/dev/zero",
         "to-git": ".git",
+        "css/to-well-known": ".well-known/x",
         "further-up": f"{'../' * 60}etc/passwd",
         "sibling": "../mount-private/bait.txt",
         "parent": "..",
@@ -380,6 +382,37 @@ def test_a_deploy_swaps_the_directory(base: Path, follow_symlinks: bool) -> None
         tree.entries([])
 
 
+def test_swapped_meanwhile_links_are_of_the_directory_that_was_opened(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("6", "7"):
+        (base / release).mkdir()
+        (base / release / "file").write_text(release)
+        (base / release / "link").symlink_to(base / release / "file")
+    (base / "current").symlink_to("6")
+    (base / "next").symlink_to("7")
+    steps = [(base / "current", base / "last"), (base / "next", base / "current")]
+    seen = swapped_before_each_step(Tree(base / "current", follow_symlinks=False), "link", steps, monkeypatch)
+    assert seen == [b"7", *[b"6"] * (len(seen) - 1)], "the first swap is before anything was opened"
+    assert len(seen) >= 5
+
+
+def test_without_proc_links_are_followed_as_well(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mount / "absolute").symlink_to(mount.parent / "mount/../mount/index.html")
+    real_readlink = os.readlink
+
+    def without_proc(path: Any, **keywords: Any) -> Any:
+        if os.fsencode(path).startswith(b"/proc"):
+            raise FileNotFoundError
+        return real_readlink(path, **keywords)
+
+    monkeypatch.setattr(os, "readlink", without_proc)
+    tree = Tree(mount, follow_symlinks=False)
+    assert read(tree, "absolute") == PUBLIC
+    with pytest.raises(FileNotFoundError):
+        tree.open([b"bait-link"])
+
+
 def test_a_relative_directory_stays_where_it_was(mount: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(base)
     tree = Tree("mount", follow_symlinks=False)
@@ -505,6 +538,8 @@ def test_of_many_entries_there_is_one_more_than_are_listed(
     assert [entry.name for entry in tree.entries([])] == [b"zoo", *(b"%02d" % number for number in range(20))]
     with pytest.raises(FileNotFoundError):
         tree.entries([b"01"])
+    monkeypatch.setattr(tree_module, "_MAX_NAMES", 10)
+    assert len(tree.entries([])) == 10
 
 
 # --- races ---
@@ -587,15 +622,24 @@ RACES = [
 Race = Callable[[Path, Path], tuple[list[tuple[Path, Path]], str]]
 
 
+MISSING, DIRECTORY = b"(missing)", b"(a directory)"
+
+
+def outcome_of(tree: Tree, path: str) -> bytes:
+    try:
+        return read(tree, path)
+    except FileNotFoundError:
+        return MISSING
+    except IsADirectoryError:
+        return DIRECTORY
+
+
 def outcomes_of(tree: Tree, path: str, enough: Callable[[dict[bytes, int]], bool]) -> dict[bytes, int]:
-    """Open `path` again and again and count what is in it, b"" for when it is missing."""
+    """Open `path` again and again and count what is in it, or that it is missing."""
     seen: dict[bytes, int] = {}
     until = monotonic() + PATIENCE_S
     while not enough(seen) and monotonic() < until:
-        try:
-            got = read(tree, path)
-        except FileNotFoundError:
-            got = b""
+        got = outcome_of(tree, path)
         seen[got] = seen.get(got, 0) + 1
     return seen
 
@@ -605,18 +649,15 @@ def test_swapped_meanwhile_there_is_never_a_byte_of_bait(base: Path, mount: Path
     steps, path = race(base, mount)
     tree = Tree(mount, follow_symlinks=False)
     with switching_often(), Swapper(steps) as swapper:
-        seen = outcomes_of(tree, path, lambda seen: sum(seen.values()) >= 4_000 and PUBLIC in seen and b"" in seen)
-    assert seen.keys() == {PUBLIC, b""}, "either the file or nothing, and both were met"
+        seen = outcomes_of(tree, path, lambda seen: sum(seen.values()) >= 4_000 and PUBLIC in seen and MISSING in seen)
+    assert seen.keys() == {PUBLIC, MISSING}, "either the file or nothing, and both were met"
     assert swapper.rounds > 10
 
 
-@pytest.mark.parametrize("race", RACES, ids=lambda race: race.__name__)
-def test_swapped_before_any_of_its_steps_there_is_no_bait_either(
-    base: Path, mount: Path, race: Race, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The swaps happen before the first call that goes to the file system, then before the second, and so on."""
-    steps, path = race(base, mount)
-    tree = Tree(mount, follow_symlinks=False)
+def swapped_before_each_step(
+    tree: Tree, path: str, steps: Sequence[tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> list[bytes]:
+    """Open `path` with the swap made before the first call that goes to the file system, then before the second ..."""
     calls = 0
     swap_before = 0
 
@@ -631,20 +672,42 @@ def test_swapped_before_any_of_its_steps_there_is_no_bait_either(
 
         return counted
 
-    for name in ("open", "stat", "readlink", "fstat"):
-        monkeypatch.setattr(os, name, counting(getattr(os, name)))
     seen = []
-    while calls >= swap_before:  # until there are fewer
-        calls, swap_before = 0, swap_before + 1
-        try:
-            seen.append(read(tree, path))
-        except FileNotFoundError:
-            seen.append(b"")
-        if calls >= swap_before:
-            for source, target in reversed(steps):
-                os.rename(target, source)
+    with monkeypatch.context() as patched:
+        for name in ("open", "stat", "readlink", "fstat"):
+            patched.setattr(os, name, counting(getattr(os, name)))
+        while calls >= swap_before:  # until there are fewer
+            calls, swap_before = 0, swap_before + 1
+            seen.append(outcome_of(tree, path))
+            if calls >= swap_before:
+                for source, target in reversed(steps):
+                    os.rename(target, source)
+    return seen
+
+
+@pytest.mark.parametrize("race", RACES, ids=lambda race: race.__name__)
+def test_swapped_before_any_of_its_steps_there_is_no_bait_either(
+    base: Path, mount: Path, race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, path = race(base, mount)
+    seen = swapped_before_each_step(Tree(mount, follow_symlinks=False), path, steps, monkeypatch)
     assert len(seen) >= 5
-    assert set(seen) == {PUBLIC, b""}
+    assert set(seen) == {PUBLIC, MISSING}
+
+
+@pytest.mark.parametrize("follow_symlinks", [False, True])
+@pytest.mark.parametrize(
+    ("other", "outcome"), [("fifo", MISSING), ("socket", MISSING), ("css", DIRECTORY), ("loop", MISSING)]
+)
+def test_what_takes_a_files_place_is_not_taken_for_one(
+    hostile: Path, other: str, outcome: bytes, monkeypatch: pytest.MonkeyPatch, follow_symlinks: bool
+) -> None:
+    """Nor does it block, whichever step it comes before."""
+    tree = Tree(hostile, follow_symlinks=follow_symlinks)
+    steps = [(hostile / "index.html", hostile / "kept"), (hostile / other, hostile / "index.html")]
+    (seen,) = in_time(lambda: swapped_before_each_step(tree, "index.html", steps, monkeypatch))
+    assert isinstance(seen, list)
+    assert set(seen) == {PUBLIC, outcome}
 
 
 @pytest.mark.parametrize(
@@ -667,7 +730,7 @@ def test_a_fifo_that_takes_a_files_place_does_not_block(base: Path, follow_symli
     with switching_often(), Swapper(steps):
         (seen,) = in_time(lambda: outcomes_of(tree, "file", lambda seen: sum(seen.values()) >= 4_000))
     assert isinstance(seen, dict)
-    assert seen.keys() == {PUBLIC, b""}
+    assert seen.keys() == {PUBLIC, MISSING}
 
 
 # --- against a model ---

@@ -593,6 +593,7 @@ class Connection(Sending):
             return
         self._ctx.poller.closed(self)
         self._ctx.readers.discard(self)
+        self._ctx.downloads.discard(self)
         reports: list[tuple[Report, int]] = []
         with self.lock:
             phase = self.phase

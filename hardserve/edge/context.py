@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hardserve.edge.fileparts import PageCache
+from hardserve.edge.outbox import FILE_SHARE_BYTES, FILE_TURN_BYTES
 
 if TYPE_CHECKING:
     from hardserve.edge.budget import Budget
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hardserve.edge.gate import Verdict
     from hardserve.edge.parsing import ParserRules, Request
     from hardserve.edge.readers import Readers
+    from hardserve.edge.sending import Sending
     from hardserve.pages import ErrorPages
     from hardserve.protocol import DateClock, SharedFile
     from hardserve.refusals import Cut, Refusal
@@ -80,8 +82,13 @@ class EdgeContext:
     read_file: Callable[[SharedFile, int, int, Callable[[bytes | BaseException], None]], bool] = lambda *_: False
     give_way: Callable[[], None] = lambda: None  # lets go of the interpreter lock, if a worker is waiting for it
     draining: bool = False
+    downloads: set[Sending] = field(default_factory=set)  # connections whose files are on their way; I/O thread
     page_cache: PageCache = field(default_factory=PageCache)
     file_line_due: float = 0.0  # when a line about a file that failed may be logged again (monotonic seconds)
+
+    def share_of_turn(self) -> int:
+        """Return how many bytes one connection may send from files before it is the others' turn. I/O thread."""
+        return max(FILE_SHARE_BYTES, FILE_TURN_BYTES // max(1, len(self.downloads)))
 
     def idle_s(self) -> float:
         """Return how long a connection may stay idle. Any thread."""

@@ -137,12 +137,15 @@ class Sending:
         outbox = self.outbox
         if outbox is None:
             return []
-        reports = outbox.send(self.transport.send, self.transport.send_file)
+        if outbox.has_files:
+            self._ctx.downloads.add(self)
+        reports = outbox.send(self.transport.send, self.transport.send_file, self._ctx.share_of_turn())
         if self._drained is not None and outbox.memory <= self._ctx.settings.limits.response_buffer // 2:
             self._drained.notify()
         if not outbox:
             outbox.close()
             self.outbox = None
+            self._ctx.downloads.discard(self)
         return reports
 
     def _see_to_unsent(self, outbox: Outbox, now: float, *, sendable: bool) -> None:

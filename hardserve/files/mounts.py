@@ -141,6 +141,10 @@ class Mounts:
     def __bool__(self) -> bool:
         return bool(self._prefixes)
 
+    @property
+    def urls(self) -> list[str]:
+        return [url.encode("latin-1").decode() for url in self._prefixes]
+
     def may_have(self, path: str) -> bool:
         """Return whether `find` is worth asking."""
         return path.startswith(self._prefixes)

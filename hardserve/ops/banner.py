@@ -24,6 +24,7 @@ def banner(
     app: str,
     urls: Sequence[str],
     version: str,
+    files: Sequence[str] = (),
     stream: TextIO,
     environ: Mapping[str, str] | None = None,
 ) -> None:
@@ -33,7 +34,7 @@ def banner(
     except (OSError, ValueError):  # a stream without a descriptor, or closed
         there = Destination.PLAIN
     colour = there is Destination.COLOUR_TERMINAL
-    lines = banner_lines(settings, app=app, urls=urls, version=version, colour=colour)
+    lines = banner_lines(settings, app=app, urls=urls, version=version, files=files, colour=colour)
     try:
         stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
@@ -41,20 +42,29 @@ def banner(
         return
 
 
-def banner_lines(settings: Settings, *, app: str, urls: Sequence[str], version: str, colour: bool = False) -> list[str]:
-    """Return the banner's lines. `urls` are the addresses in use, `app` is the app as the operator named it."""
+def banner_lines(
+    settings: Settings,
+    *,
+    app: str,
+    urls: Sequence[str],
+    version: str,
+    files: Sequence[str] = (),
+    colour: bool = False,
+) -> list[str]:
+    """Return the banner's lines.
+
+    `urls` are the addresses in use, `app` is the app as the operator named it, `files` are the URLs whose files are
+    served without it.
+    """
     server, timeouts, limits, log = settings.server, settings.timeouts, settings.limits, settings.log
     bold, dim, plain = (_BOLD, _DIM, _PLAIN) if colour else ("", "", "")
-    shown = list(urls[:URLS_SHOWN])
-    if len(urls) > URLS_SHOWN:
-        shown.append(f"and {len(urls) - URLS_SHOWN} more")
     sizes = f"request line {_size(limits.request_line)}, head {_size(limits.header)}, body {_size(limits.body)}"
     deadlines = (
         f"head {_duration(timeouts.header)}, body {_duration(timeouts.body)}, "
         f"response {_duration(timeouts.response)}, keep-alive {_duration(timeouts.keep_alive)}"
     )
     rows = {
-        "listening": "  ".join(shown),
+        "listening": "  ".join(_some(urls)),
         "workers": f"{server.threads} thread{'s' * (server.threads != 1)}, queue {server.queue:,}",
         "sizes": sizes,
         "deadlines": deadlines,
@@ -62,9 +72,18 @@ def banner_lines(settings: Settings, *, app: str, urls: Sequence[str], version: 
         "logs": _logs(log.access, log.error, log.level, log.max_size),
         "stop": f"SIGTERM or Ctrl-C, requests in progress get {_duration(server.drain)}",
     }
+    if files:
+        rows["files"] = f"{', '.join(_some(files))} without a worker"
     lines = [f"{bold}hardserve {version}{plain} serving {bold}{_printable(app)}{plain}"]
     lines += [f"  {dim}{name:<11}{plain} {_printable(text)}" for name, text in rows.items()]
     return lines
+
+
+def _some(urls: Sequence[str]) -> list[str]:
+    shown = list(urls[:URLS_SHOWN])
+    if len(urls) > URLS_SHOWN:
+        shown.append(f"and {len(urls) - URLS_SHOWN} more")
+    return shown
 
 
 def _logs(access: str, error: str, level: str, max_size: int) -> str:

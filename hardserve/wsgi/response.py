@@ -32,12 +32,14 @@ _LINE_END = re.compile(r"[\r\n\0]")
 BODILESS = frozenset({"204", "304"})
 
 # What a field name is to us, as a bit: those of `BITS`, and past them, these. Most names are nothing, which is 0.
-_LENGTH, _HOP, _DATE, _REQUEST_ID = (max(BITS.values()) << shift for shift in range(1, 5))
+_LENGTH, _HOP, _NAMED, _DATE, _REQUEST_ID = (max(BITS.values()) << shift for shift in range(1, 6))
 _OWN = sum(BITS.values())
 _KINDS = {
     **BITS,
     **dict.fromkeys(HOP_BY_HOP, _HOP),
     "content-length": _LENGTH,
+    "x-sendfile": _NAMED,
+    "x-accel-redirect": _NAMED,
     "date": _DATE,
     "x-request-id": _REQUEST_ID,
 }
@@ -54,7 +56,7 @@ class Head:
     `length` is the Content-Length, None if the app gave none. `bodiless` is a response that has no body whatever the
     app yields (RFC 9110 6.4.1). `seen` are the fields in it that we would add otherwise, as bits. `dropped` are the
     names of fields that were left out, because they are not an app's to set, and `close` is that one of them asked for
-    the connection to end.
+    the connection to end. `named` is a field, in lower case, that names a file for the body, and its value.
     """
 
     status: str
@@ -64,6 +66,23 @@ class Head:
     seen: int = 0
     close: bool = False
     dropped: tuple[str, ...] = ()
+    named: tuple[str, str] | None = None
+
+    def field(self, name: str) -> str:
+        """Return the value of the first field called `name`, in lower case; "" for none."""
+        for line in self.lines:
+            own, _, value = line.partition(":")
+            if own.lower() == name:
+                return value.strip(" \t")
+        return ""
+
+    def add(self, name: str, value: str) -> None:
+        self.seen |= _kind(name)
+        self.lines.append(f"{name}: {value}")
+
+    def remove(self, name: str) -> None:
+        """Take out the fields called `name`, in lower case."""
+        self.lines = [line for line in self.lines if line.partition(":")[0].lower() != name]
 
 
 def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> Head:
@@ -83,6 +102,9 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
                 continue
             if kind == _HOP:
                 _drop(head, name, value)
+                continue
+            if kind == _NAMED:
+                head.named = name.lower(), value
                 continue
             head.seen |= own_bits(name.lower(), value) or kind
         head.lines.append(f"{name}: {value}")

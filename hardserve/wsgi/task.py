@@ -15,161 +15,30 @@ This module does not know sockets or the I/O thread: `Channel` is what it asks o
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import IO, Any, Protocol
+from typing import Any
 from wsgiref.util import FileWrapper
 
 from hardserve import refusals
 from hardserve.http.encoders import Encoder
-from hardserve.pages import ErrorPages
-from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, DateClock
-from hardserve.securityheaders import DefaultFields
-from hardserve.settings import CompressionSettings, HeaderSettings
+from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, FilePart
+from hardserve.wsgi.appfiles import ResponseRefusedError, named_body, wrapped_file
 from hardserve.wsgi.compress import PIECE_BYTES, Compressor, describe_encoded, describe_unchanged
+from hardserve.wsgi.context import AppContext, Channel, Received
+from hardserve.wsgi.environ import FILE_FOR, environ_of
 from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.response import BadResponseError, Head, check_head, head_bytes
 
 logger = logging.getLogger("hardserve.wsgi")
 
-FILE_BLOCK_BYTES = 65536
+# A file up to this size is read by the worker, and leaves in one send with its head.
+SMALL_FILE_BYTES = 65536
 LARGE_BYTES = 262144
 LAST_CHUNK = b"0\r\n\r\n"
-
-# For which request this thread has made a wrapper for a file. One for HEAD never gets as far as the response.
-_FILE_FOR: ContextVar[str] = ContextVar("hardserve_file_for", default="")
-
-Environ = dict[str, Any]
-StartResponse = Callable[..., Callable[[bytes], None]]
-Application = Callable[[Environ, StartResponse], Iterable[bytes]]
-
-
-class Identified(Protocol):
-    """What a trusted proxy says of who asks, and of where; "" is what it says nothing of."""
-
-    @property
-    def scheme(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def server_port(self) -> str: ...
-    @property
-    def prefix(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-
-
-class Listening(Protocol):
-    """The address that a request came in on."""
-
-    name: str
-    port: str
-
-
-class Channel(Protocol):
-    """A connection, as the worker that answers on it sees it."""
-
-    peer: tuple[str, int]
-    secure: bool
-
-    @property
-    def listener(self) -> Listening: ...
-    def may_keep_alive(self) -> bool: ...
-    def client_gone(self) -> bool: ...
-    def begin_stream(self, *, open_ended: bool, abandon: Callable[[], bool]) -> None: ...
-    def write(self, data: bytes) -> None: ...
-    def finish(self, data: bytes, *, keep_alive: bool, flushed: Callable[[int, str], None]) -> None: ...
-    def abort(self, *, reset: bool) -> None: ...
-
-
-class Received(Protocol):
-    """A complete request."""
-
-    command: str
-    path: str
-    query: str
-    request_uri: str
-    version: str
-    headers: dict[str, str]
-    request_id: str
-    address: str
-    user: str
-    rate_slots: Any
-    keep_alive: bool
-    started: float
-    logged: bool
-    body_rcv: Any
-    max_body: int
-    app_since: float
-    interrupt: Callable[[], bool] | None
-    expired: bool
-    status: int
-    sent: int
-
-    @property
-    def identity(self) -> Identified | None: ...
-    def get_body_stream(self) -> IO[bytes]: ...
-    def close(self) -> None: ...
-
-
-class Outcome(Protocol):
-    """Called once for every request, by the worker or the I/O thread, when it is known how much of it left."""
-
-    def __call__(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None: ...
-
-
-@dataclass(slots=True)
-class AppContext:
-    """What all requests of a server share. Worker threads read it."""
-
-    app: Application
-    date: DateClock
-    pages: ErrorPages
-    outcome: Outcome
-    responded: Callable[[Any, int], None]  # a request's `rate_slots`, and the status that is about to leave
-    multithread: bool
-    interrupts: bool  # an app that is late is interrupted
-    headers: HeaderSettings = field(default_factory=HeaderSettings)
-    compression: CompressionSettings = field(default_factory=CompressionSettings)
-    base_environ: Environ = field(init=False)
-    defaults: DefaultFields = field(init=False)
-    compressor: Compressor | None = field(init=False)
-    _dropped: dict[str, object] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.defaults = DefaultFields(self.headers)
-        self.compressor = Compressor(self.compression) if self.compression.responses == "on" else None
-        # Copied for every request: copying a dict costs less than building one.
-        self.base_environ = {
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": self.multithread,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": file_wrapper,
-            "wsgi.input_terminated": True,
-            "SCRIPT_NAME": "",
-            "SERVER_SOFTWARE": "hardserve",
-        }
-
-    def is_first_dropped(self, name: str) -> bool:
-        """Return True once for each name of a field. Worker threads; the names are those of `HOP_BY_HOP`."""
-        mark = object()
-        return self._dropped.setdefault(name.lower(), mark) is mark
-
-
-def file_wrapper(file: Any, block_size: int = FILE_BLOCK_BYTES) -> FileWrapper:
-    """Return the `wsgi.file_wrapper` of PEP 3333: blocks of `file` until it ends."""
-    _FILE_FOR.set(CURRENT_REQUEST.get())
-    return FileWrapper(file, max(block_size, FILE_BLOCK_BYTES))
 
 
 class Task:
@@ -218,37 +87,43 @@ class Task:
     # --- the app ---
 
     def _call_app(self) -> None:
+        environ = environ_of(self._ctx.base_environ, self._channel, self._request)
         if not self._ctx.interrupts:
-            blocks = self._ctx.app(self._environ(), self._start_response)
+            blocks = self._ctx.app(environ, self._start_response)
         else:
             self._guard = Interruptible()
             self._request.interrupt = self._guard.interrupt
-            blocks = self._guard.call(partial(self._ctx.app, self._environ(), self._start_response))
+            blocks = self._guard.call(partial(self._ctx.app, environ, self._start_response))
         try:
-            iterator = iter(blocks)
-            head = self._head
-            if head is not None and head.length is None and not head.bodiless and not _is_sole(blocks):
-                # Its first event may be as long in coming as any other.
-                self._announce_stream(open_ended=True)
-            while True:
-                try:
-                    if self._interruptible is None and self._guard is None:
-                        block = next(iterator)
-                    else:
-                        block = self._await_block(iterator)
-                except StopIteration:
-                    break
-                if block:
-                    self._send_block(block, blocks)
-                elif type(block) is not bytes:
-                    raise BadResponseError(f"the app yielded {block!r}, not bytes")
-                if self._head is not None and self._head.bodiless:
-                    break  # nothing that could follow would be sent (RFC 9110 9.3.2)
-            self._end()
+            if type(blocks) is not FileWrapper or not self._send_wrapped(blocks):
+                self._send_blocks(blocks)
         finally:
             close = getattr(blocks, "close", None)
             if close is not None:
                 close() if self._guard is None else self._guard.call(close)
+
+    def _send_blocks(self, blocks: Iterable[bytes]) -> None:
+        """Send what the app yields, each block before the next one is asked for."""
+        iterator = iter(blocks)
+        head = self._head
+        if head is not None and head.length is None and not head.bodiless and not _is_sole(blocks):
+            # Its first event may be as long in coming as any other.
+            self._announce_stream(open_ended=True)
+        while True:
+            try:
+                if self._interruptible is None and self._guard is None:
+                    block = next(iterator)
+                else:
+                    block = self._await_block(iterator)
+            except StopIteration:
+                break
+            if block:
+                self._send_block(block, blocks)
+            elif type(block) is not bytes:
+                raise BadResponseError(f"the app yielded {block!r}, not bytes")
+            if self._head is not None and self._head.bodiless:
+                break  # nothing that could follow would be sent (RFC 9110 9.3.2)
+        self._end()
 
     def _await_block(self, iterator: Iterator[bytes]) -> bytes:
         """Return the next block, unless the app is interrupted in its wait for it."""
@@ -256,31 +131,6 @@ class Task:
         if self._interruptible is not None:
             step = partial(self._interruptible.call, step)
         return step() if self._guard is None else self._guard.call(step)
-
-    def _environ(self) -> Environ:
-        request, channel = self._request, self._channel
-        listener = channel.listener
-        environ = self._ctx.base_environ.copy()
-        environ["REQUEST_METHOD"] = request.command
-        environ["PATH_INFO"] = request.path
-        environ["QUERY_STRING"] = request.query
-        environ["REQUEST_URI"] = request.request_uri
-        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
-        environ["SERVER_NAME"] = listener.name
-        environ["SERVER_PORT"] = listener.port
-        environ["REMOTE_ADDR"], port = request.address, channel.peer[1]
-        environ["REMOTE_PORT"] = str(port) if port else ""
-        environ["wsgi.input"] = io.BytesIO() if request.body_rcv is None else request.get_body_stream()
-        environ["hardserve.client_disconnected"] = channel.client_gone
-        environ["hardserve.max_body"] = request.max_body
-        environ.update(request.headers)
-        environ["HTTP_X_REQUEST_ID"] = request.request_id
-        if request.identity is not None or channel.secure:
-            _apply_identity(environ, request.identity, secure=channel.secure)
-        if request.user:
-            # A character for each byte of UTF-8, as everything in an environ (PEP 3333).
-            environ["REMOTE_USER"], environ["AUTH_TYPE"] = request.user.encode().decode("latin-1"), "Basic"
-        return environ
 
     def _start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -318,6 +168,8 @@ class Task:
             raise BadResponseError(f"the app yielded {type(block).__name__}, not bytes")
         if self._streaming:
             self._send_next(head, block)
+        elif head.named is not None and not self._finished:
+            self._send_named(head, head.named)
         elif not self._finished:
             size = head.length
             if size is None and _is_sole(blocks):
@@ -336,7 +188,7 @@ class Task:
         request = self._request
         if head.status.startswith("304"):
             describe_unchanged(head, request.headers)
-        if isinstance(blocks, FileWrapper) or _FILE_FOR.get() == request.request_id:
+        if isinstance(blocks, FileWrapper) or FILE_FOR.get() == request.request_id:
             return block
         length = head.length
         whole = length is not None and length <= PIECE_BYTES and (head.bodiless or len(block) >= length)
@@ -419,6 +271,54 @@ class Task:
             elif data:
                 self._put(self._framed(data))
 
+    def _send_wrapped(self, wrapper: FileWrapper) -> bool:
+        """Have the connection send what an app has given to `wsgi.file_wrapper`; return False if it is no file."""
+        head = self._head
+        if head is None or head.bodiless or head.named is not None or self._streaming:
+            return False
+        part = wrapped_file(wrapper, head.length)
+        if part is None:
+            return False
+        try:
+            head.length = part.end - part.start
+            self._send_parts(head, [part])
+        finally:
+            part.file.release()
+        return True
+
+    def _send_named(self, head: Head, named: tuple[str, str]) -> None:
+        """Have the connection send the file that the app has named in a header field, and nothing of its body."""
+        if self._ctx.open_named is None:
+            raise BadResponseError(
+                f"the app names a file in {named[0]}, but there is no [[static]] that it could be in"
+            )
+        request = self._request
+        try:
+            opened = self._ctx.open_named(*named)
+        except FileNotFoundError as error:
+            raise ResponseRefusedError(refusals.FILE_NOT_FOUND, why=f"there is no file {named[1]!r}") from error
+        except OSError as error:
+            raise ResponseRefusedError(refusals.FILE_FAILED, why=f"{named[1]!r}: {error.strerror}") from error
+        try:
+            self._send_parts(head, named_body(head, opened, command=request.command, headers=request.headers))
+        finally:
+            opened.file.release()
+        self._truncated = True  # the app's own body is not missed
+
+    def _send_parts(self, head: Head, parts: Sequence[bytes | FilePart]) -> None:
+        """Send a head, and then what the I/O thread reads of files."""
+        total = 0 if head.bodiless else head.length or 0
+        if total <= SMALL_FILE_BYTES and len(parts) == 1 and isinstance(parts[0], FilePart):
+            part = parts[0]
+            content = part.file.read(part.start, total) if total else b""
+            if len(content) == total:
+                self._finish(self._start(head) + content)
+                return
+        start = self._start(head)
+        self._finished = True
+        self._sent += len(start) + total
+        self._channel.finish(start, keep_alive=self._keep_alive, flushed=self._flushed, file=parts)
+
     def _end(self) -> None:
         """The app has nothing more to say."""
         head = self._head
@@ -426,6 +326,9 @@ class Task:
             return
         if head is None:
             raise BadResponseError("the app returned without calling start_response")
+        if head.named is not None:
+            self._send_named(head, head.named)
+            return
         if not self._streaming:
             compressor = self._ctx.compressor
             if not head.bodiless:
@@ -540,7 +443,9 @@ class Task:
             assert self._head is not None
             self._report(int(self._head.status[:3]), self._sent, "app_failed_midway")
             return
-        refusal = refusals.APP_FAILED
+        refusal, fields = refusals.APP_FAILED, b""
+        if isinstance(error, ResponseRefusedError):
+            refusal, fields = error.refusal, error.fields
         request = self._request
         if request.rate_slots is not None:
             self._ctx.responded(request.rate_slots, refusal.status)
@@ -552,6 +457,7 @@ class Task:
             date=self._ctx.date.text(),
             head_only=request.command == "HEAD",
             close=not self._keep_alive,
+            fields=fields,
         )
         self._finished = True
         self._sent = len(answer)
@@ -562,36 +468,12 @@ class Task:
         )
 
     def _log_failure(self, error: BaseException) -> None:
-        if isinstance(error, BadResponseError):
-            logger.error("%s %s: %s", self._request.command, self._request.path, error)
+        if isinstance(error, BadResponseError | ResponseRefusedError):
+            if str(error):
+                logger.error("%s %s: %s", self._request.command, self._request.path, error)
             return
         where = "after its response" if self._finished else "midway" if self._streaming else "before its response"
         logger.error("%s %s: the app failed %s", self._request.command, self._request.path, where, exc_info=error)
-
-
-def _apply_identity(environ: Environ, identity: Identified | None, *, secure: bool) -> None:
-    """Have `environ` say what the client asked of the proxy in front, where the proxy says so."""
-    scheme = "https" if secure else ""
-    if identity is not None:
-        scheme = identity.scheme or scheme
-        environ["REMOTE_PORT"] = str(identity.port) if identity.port else ""
-        environ["SCRIPT_NAME"] = identity.prefix
-        if identity.host:
-            environ["HTTP_HOST"] = identity.host
-            name, _, port = identity.host.rpartition(":")
-            environ["SERVER_NAME"] = name if name and port.isdigit() else identity.host
-    if scheme:
-        environ["wsgi.url_scheme"] = scheme
-    if scheme or (identity is not None and (identity.host or identity.server_port)):
-        default = "443" if environ["wsgi.url_scheme"] == "https" else "80"
-        port = "" if identity is None else identity.server_port
-        host = environ.get("HTTP_HOST", "")
-        colon, host_port = host.rpartition(":")[1:]
-        if colon and host_port.isdigit():
-            port = port or host_port
-        elif host and port not in ("", default):
-            environ["HTTP_HOST"] = f"{host}:{port}"  # where an app takes the port of its own URLs from
-        environ["SERVER_PORT"] = port or default
 
 
 def _is_sole(blocks: object) -> bool:
