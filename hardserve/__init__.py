@@ -3,11 +3,12 @@
 The life of a request:
 
     I/O thread (edge)          a connection is accepted (admission), its bytes become a request (parsing),
-                               and the request passes the gate or is refused (pages)
+                               and the request passes the gate or is refused (pages); a file is answered at once
+                               (files.static), from memory, or with what a file thread has looked up
     queue                      complete requests wait for a worker (wsgi.workers), no client's for all of them
     worker thread (wsgi)       the app is called (task), its response checked and framed (response), and sent through
                                the connection, in one send when it fits
-    I/O thread                 sends what the client was too slow to take (outbox), reads the next request, ends who is
+    I/O thread                 sends files, and what the client was too slow to take (outbox), reads the next request, ends who is
                                late (deadlines) or takes too much (readers, budget), and answers for a worker that
                                does not come back (wsgi.watch)
 

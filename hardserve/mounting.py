@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hardserve")
 
+WAY_OUT = "nothing of the kind may be in what is served: move it elsewhere, or serve a folder that has none of it"
+
 
 def mounts_of(app: object, settings: Settings) -> Mounts:
     """Return the mounts of a server with these settings. Raises SettingsError with every problem of those."""
@@ -35,7 +37,10 @@ def mounts_of(app: object, settings: Settings) -> Mounts:
         except OSError as error:
             problems.append(f"{where}: {error.strerror or error}")
             continue
-        problems += [f"{where}: {sentence}" for sentence in exposed(directory, app_files=app_files)]
+        found = exposed(directory, app_files=app_files)
+        problems += [f"{where}: {sentence}" for sentence in found]
+        if found:
+            problems.append(f"{where}: {WAY_OUT}")
     if problems:
         raise SettingsError(problems)
     if settings.files.auto != "off":
@@ -57,10 +62,10 @@ def _of_app(app: object, taken: set[str], app_files: list[Path], *, always: bool
     for sentence in sentences:
         logger.info("%s", sentence)
     for folder in folders:
-        if folder.url in taken:
+        if wsgi_form(folder.url) in taken:
             continue
         found = exposed(Path(folder.directory), app_files=app_files)
         for sentence in found:
-            logger.warning("%s is left to the app: %s", folder.url, sentence)
+            logger.warning("%s is left to the app, which may serve that as well: %s; move it", folder.url, sentence)
         if not found:
             yield Mount.of_app(folder.url, folder.directory, folder.max_age)

@@ -15,10 +15,8 @@ from tests.test_http import eventually
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
-# `types` are those of the distribution, where they are: nginx is to be what people have.
+# Without a master process there is one process, the user is whoever started it, and ending it ends all of it.
 CONFIG = """
-user {user};
-worker_processes 1;
 daemon off;
 master_process off;
 pid {directory}/nginx.pid;
@@ -57,9 +55,7 @@ def serving_with_nginx(directory: Path, server: str, *, http: str = "") -> Itera
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     config = directory / "nginx.conf"
-    # Without a master process it stays who it was started by; only root may name a user at all.
-    text = CONFIG.format(user="root", directory=directory, port=port, server=server, http=http)
-    config.write_text(text if os.geteuid() == 0 else text.replace("user root;\n", ""))
+    config.write_text(CONFIG.format(directory=directory, port=port, server=server, http=http))
     error_log = directory / "error.log"
     process = subprocess.Popen(
         [str(NGINX), "-p", str(directory), "-c", str(config), "-e", str(error_log)],

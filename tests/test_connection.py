@@ -53,7 +53,7 @@ def test_clients_that_leave_while_they_wait_leave_their_places_to_others(max_cli
         eventually(lambda: running.server._workers.waiting() == 3)
         for client in gone:
             client.reset()
-        eventually(lambda: len(connections(running)) == max_client)
+        eventually(lambda: len(connections(running)) == max_client and not running.server._workers.waiting())
         with running.connect(ALICE) as other:
             other.send(request("/other"))
             # It is told at once if the queue is full, and else waits in it.
@@ -76,7 +76,7 @@ def test_a_request_that_leaves_the_queue_lets_the_next_of_its_client_in() -> Non
         next_one.send(request("/next"))
         eventually(lambda: running.server._workers.waiting() == 2)
         first.reset()
-        eventually(lambda: len(connections(running)) == 2)
+        eventually(lambda: len(connections(running)) == 2 and running.server._workers.waiting() == 1)
         app.release.set()
         assert next_one.response().status == 200
     assert app.asked == ["/hold", "/next"]

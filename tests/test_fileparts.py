@@ -539,6 +539,8 @@ def test_who_waits_too_long_for_a_file_thread_is_told_and_may_ask_again(tmp_path
         response = client.get("/never/file")
         assert (response.status, response.body[:3]) == (503, b"503")
         assert edge.refused == ["files_slow"]
+        (connection,) = edge.connections()
+        assert not connection._deciding, "its next request would not be withdrawn from the queue"
         assert client.get("/").body == b"hello"
         eventually(lambda: edge.late)
         assert edge.late is not None

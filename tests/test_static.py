@@ -710,6 +710,31 @@ def test_the_header_fields_of_all_responses_are_the_operators(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("request_line", "field", "status"),
+    [
+        ("GET /media/hello.txt", "", 200),
+        ("GET /media/big.bin", "Range: bytes=0-0", 206),
+        ("GET /list/noindex/", "", 200),
+        ("OPTIONS /media/hello.txt", "", 204),
+        ("GET /media/sub", "", 301),
+        ("GET /media/nothing.txt", "", 404),
+        ("POST /media/hello.txt", "", 405),
+        ("GET /media/hello.txt", 'If-Match: "other"', 412),
+        ("GET /media/hello.txt", "Range: bytes=99-", 416),
+    ],
+)
+def test_every_answer_has_the_fields_of_all(site: Site, request_line: str, field: str, status: int) -> None:
+    """But for a 304, which says nothing that the client has not been told with what it keeps (RFC 9110 15.4.5)."""
+    method, target = request_line.split()
+    response = ask(site.running, target, *([field] if field else []), method=method)
+    assert response.status == status
+    assert response.header("X-Content-Type-Options") == "nosniff"
+    assert response.header("X-Frame-Options") == "SAMEORIGIN"
+    assert response.header("Referrer-Policy") == "strict-origin-when-cross-origin"
+    assert response.header("Server") is None
+
+
+@pytest.mark.parametrize(
     ("name", "kind"),
     [
         ("a.html", "text/html; charset=utf-8"),
@@ -1561,6 +1586,17 @@ def test_the_next_request_of_who_was_told_so_is_not_taken_for_the_last(tmp_path:
         go_on.set()
         assert client.response().body == b"app: GET /app"
         assert client.get("/m/big.bin").body == BIG
+
+
+def test_who_was_told_so_and_says_nothing_more_is_not_kept_for_ever(tmp_path: Path) -> None:
+    write(tmp_path / "big.bin", BIG)
+    with (
+        serving(app, static=[f"/m={tmp_path}"], files_readers=1, timeouts_app=0.3, timeouts_keep_alive=0.3) as running,
+        held_file_threads(running),
+        running.connect() as client,
+    ):
+        assert client.get("/m/big.bin").status == 503
+        assert client.receive_all() == b""
 
 
 def test_many_who_ask_at_once_have_it_looked_at_once(tmp_path: Path) -> None:

@@ -569,8 +569,8 @@ class Connection(Sending):
             self.refuse(bodies.why_late(self.request, self._ctx.settings, now), now)
         elif self.phase is LINGER:
             self.cut(refusals.LINGER_DEADLINE, now)
-        elif self._deciding:
-            self.refuse_waiting(refusals.FILES_SLOW, now)
+        elif self._deciding and self.request is not None:
+            self.decided(self.request, refusals.FILES_SLOW, now)
         elif self.phase is BUSY:
             return  # a worker is just letting go of it, and has given it more time
         elif self.phase is not IDLE or not self.on_readable(now):  # what came since this turn began is not late

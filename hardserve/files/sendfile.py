@@ -7,8 +7,9 @@ lets its clients choose the name then gives away no more than what its operator 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +17,8 @@ from hardserve.files.mounts import Mounts
 from hardserve.files.tree import OpenFile, Tree
 from hardserve.http.mediatypes import content_type
 from hardserve.protocol import SharedFile
+
+_Place = tuple[Tree, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Sender:
         self._mounts = mounts
         # With the links in their own paths, and without: apps may know a directory by either.
         self._roots = [
-            (f"{root.rstrip('/')}/", mount.tree)
+            (os.fsencode(f"{root.rstrip('/')}/"), mount.tree)
             for mount in mounts.named
             for root in dict.fromkeys((mount.tree.directory, os.path.realpath(mount.tree.directory)))
         ]
@@ -49,39 +52,69 @@ class Sender:
     def open(self, name: str, value: str) -> AppFile:
         """Open the file that the field `name`, in lower case, has for its `value`.
 
-        Raises NotMountedError, and OSError for a file that is not there or cannot be read.
+        Raises NotMountedError, FileNotFoundError for what is no file, and OSError for one that cannot be read.
         """
         found = self._by_url(value) if name == "x-accel-redirect" else self._by_path(value)
         missing: OSError | None = None
         for tree, parts in found:
             try:
                 file = tree.open(parts)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, IsADirectoryError) as error:
                 missing = error
             else:
                 return _app_file(file, parts)
         if missing is not None:
-            raise missing
-        where = "a [[static]] with internal" if name == "x-accel-redirect" else "the directory of a [[static]]"
+            raise FileNotFoundError(*missing.args) from missing
+        where = "a [[static]]" if name == "x-accel-redirect" else "the directory of a [[static]]"
         raise NotMountedError(f"{value!r} is not in {where}, and was not sent")
 
-    def _by_url(self, url: str) -> Iterator[tuple[Tree, tuple[bytes, ...]]]:
-        path = unquote_to_bytes(url.partition("?")[0].encode("latin-1", "surrogateescape")).decode("latin-1")
-        place = self._mounts.find_internal(path) or self._mounts.find(path)
-        if place is not None:
-            yield place.mount.tree, place.parts
+    def _by_url(self, url: str) -> Iterator[_Place]:
+        for spelling in _spellings(url.partition("?")[0]):
+            path = unquote_to_bytes(spelling).decode("latin-1")
+            place = self._mounts.find_internal(path) or self._mounts.find(path)
+            if place is not None:
+                # What ends with a slash is a directory, whatever is there.
+                yield place.mount.tree, _names(place.parts, ends=(b"",) if place.is_directory else ())
 
-    def _by_path(self, path: str) -> Iterator[tuple[Tree, tuple[bytes, ...]]]:
-        # An app writes a name as Python has it, or as a header field does, a character for each byte (PEP 3333).
-        spellings = {os.fsencode(path)}
-        if path.isascii() is False and max(path) <= "\xff":
-            spellings.add(path.encode("latin-1"))
-        for spelling in spellings:
-            for root, tree in self._roots:
-                prefix = os.fsencode(root)
-                if spelling.startswith(prefix):
-                    yield tree, tuple(spelling[len(prefix) :].split(b"/"))
-                    break
+    def _by_path(self, path: str) -> Iterator[_Place]:
+        for spelling in _spellings(path):
+            found = self._in_root(spelling) or self._in_root(_resolved(spelling))
+            if found is not None:
+                yield found
+
+    def _in_root(self, path: bytes) -> _Place | None:
+        """Return where in a root a path is, as it is written: nothing that comes after the root leads out of it."""
+        for root, tree in self._roots:
+            if path.startswith(root):
+                *parts, last = path[len(root) :].split(b"/")
+                return tree, _names(parts, ends=(last,))
+        return None
+
+
+def _spellings(text: str) -> list[bytes]:
+    """Return what an app may mean: a name as Python has it, or with a character for each byte (PEP 3333)."""
+    found = []
+    with contextlib.suppress(UnicodeEncodeError):
+        found.append(os.fsencode(text))
+    with contextlib.suppress(UnicodeEncodeError):
+        found.append(text.encode("latin-1"))
+    return list(dict.fromkeys(found))
+
+
+def _names(parts: Sequence[bytes], *, ends: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return the names on a path: to a file system, two slashes are one."""
+    return (*filter(None, parts), *ends)
+
+
+def _resolved(path: bytes) -> bytes:
+    """Return a path that is in no root as it is written, with the links and dots of its directory resolved.
+
+    Apps say `root_path + "/../uploads"`, or come to a directory by another link than the operator.
+    """
+    directory, slash, name = path.rpartition(b"/")
+    if not path.startswith(b"/") or b"\0" in path:
+        return b""
+    return os.path.realpath(directory + slash).rstrip(b"/") + slash + name
 
 
 def _app_file(file: OpenFile, parts: tuple[bytes, ...]) -> AppFile:

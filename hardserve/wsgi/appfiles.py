@@ -10,10 +10,12 @@ it gives any. Ranges and conditions are answered here (RFC 9110 13, 14) unless t
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -26,6 +28,8 @@ from hardserve.protocol import REASONS, FilePart, SharedFile
 from hardserve.refusals import Refusal
 from hardserve.wsgi.response import BadResponseError, Head
 
+# Private, but no other way leads to the file in what NamedTemporaryFile returns.
+_NamedTemporary: Any = tempfile._TemporaryFileWrapper  # noqa: SLF001
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
@@ -58,24 +62,37 @@ Body = Sequence[bytes | FilePart]
 def wrapped_file(wrapper: FileWrapper, length: int | None) -> FilePart | None:
     """Return the rest of a regular file that an app has wrapped, or as much of it as its head promises.
 
-    None where it is no such file, or has less: the app's blocks are then sent one by one. The part holds a descriptor
-    of its own, which the caller releases.
+    None where it is no such file, or has less: the app's blocks are then sent one by one. So is what says that it is
+    empty, as the files in /proc do that are not. The part holds a descriptor of its own, which the caller releases.
     """
     source: Any = wrapper.filelike
+    if not _reads_as_it_is(source):
+        return None
     try:
+        if source.writable():
+            source.flush()
         descriptor = source.fileno()
         status = os.fstat(descriptor)
         start = source.tell()
-        if not stat.S_ISREG(status.st_mode) or not isinstance(start, int):
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return None
         end = status.st_size if length is None else start + length
         if end > status.st_size or start > end:
             return None
         own = os.dup(descriptor)
-    except (AttributeError, OSError, ValueError, TypeError):  # no descriptor, none any more, or none that can be told
+    except (OSError, ValueError):  # none that can be told its place, or none any more
         return None
     name = source.name if isinstance(getattr(source, "name", None), str) else "a file of the app's"
     return FilePart(SharedFile(own, status.st_size, status.st_mtime_ns, name), start, end)
+
+
+def _reads_as_it_is(source: Any) -> bool:
+    """Return whether `read` gives the very bytes of the descriptor: a GzipFile has one, too, and so have text files."""
+    if type(source) is _NamedTemporary:
+        source = source.file
+    if type(source) in (io.BufferedReader, io.BufferedRandom):
+        source = source.raw
+    return type(source) is io.FileIO
 
 
 def named_body(head: Head, named: Named, *, command: str, headers: Mapping[str, str]) -> Body:
@@ -98,7 +115,8 @@ def named_body(head: Head, named: Named, *, command: str, headers: Mapping[str, 
     if code != "200":
         return [] if head.bodiless else whole
     validators = _validators(head, file)
-    precondition = judge(headers, command, validators)
+    # RFC 9110 13.2.1: of other methods, before the app does what they ask for, which it has done.
+    precondition = judge(headers, command, validators) if command in ("GET", "HEAD") else 0
     if precondition == 304:
         head.status, head.bodiless, head.length = f"304 {REASONS[304]}", True, None
         return []

@@ -1,0 +1,226 @@
+"""When to order a certificate, when to ask the CA about it, and how long to wait after a failure.
+
+Pure: times are seconds since 1970 and are passed in, and so is chance. Nothing here knows a file, a CA or a thread.
+
+A certificate is replaced at a moment of the window that the CA suggests (RFC 9773), or when a third of its lifetime is
+left. Which moment is drawn from the certificate itself, so that it is the same after a restart and another one for
+every certificate: CAs ask not to be visited by everybody at midnight.
+
+What the clock says is not always so: a Raspberry Pi wakes up in the past and learns better later. A time that was
+noted is therefore believed only as far ahead as it could have been meant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hardserve.tls.acme.settings import Pace
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+# The part of its lifetime that a certificate has left when it is replaced, where the CA does not say when.
+LEFT_AT_RENEWAL = 1 / 3
+# Up to this part of the lifetime earlier, never later.
+JITTER = 1 / 30
+# Whatever the CA suggests: with less left, a few failures in a row and a weekend are an outage.
+LEFT_AT_MOST_LATE = 1 / 10
+
+# RFC 9773 4.3.2 and 4.3.3: how often to ask about a renewal.
+ASK_EARLIEST = 60.0
+ASK_LATEST = DAY
+ASK_AFTER_FAILURE = 6 * HOUR
+
+# What a CA may ask for at most with Retry-After: the windows of Let's Encrypt's limits are a week.
+LONGEST_RETRY_AFTER = 7 * DAY
+# Where it says that there were too many, and not when to come again.
+RATE_LIMITED = HOUR
+
+# How far the clock may have gone back since something was noted, before the note counts for nothing.
+SKEW = 60.0
+
+Kind = Literal["unreachable", "refused", "misconfigured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A certificate that is there, with its key, and readable."""
+
+    version: str
+    names: tuple[str, ...]
+    directory: str  # of the CA that it is from
+    not_before: float
+    not_after: float
+    identifier: str = ""  # RFC 9773 4.1
+    challenge: str = ""  # how its names were proven
+
+    @property
+    def lifetime(self) -> float:
+        return max(0.0, self.not_after - self.not_before)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    names: tuple[str, ...]
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What has to be remembered over a restart. The fields of the window are about the certificate `asked`."""
+
+    purpose: str = ""  # a digest of the settings that it was for
+    attempted: float = 0.0
+    failures: int = 0  # in a row
+    error: str = ""
+    retry_at: float = 0.0  # our own patience
+    ca_until: float = 0.0  # the CA's
+    asked: str = ""
+    ask_at: float = 0.0
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the CA when the certificate should be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    until: float
+
+
+Step = Order | Ask | Wait
+
+
+def next_step(wanted: Wanted, held: Held | None, schedule: Schedule, now: float, *, forced: bool = False) -> Step:
+    """Return what to do now. With `forced`, order as soon as the CA lets us, whatever is there."""
+    why, due = due_at(wanted, held, schedule)
+    if forced:
+        why, due = "a new one was asked for", now
+    earliest = max(due, blocked_until(schedule, now, forced=forced))
+    if now >= earliest:
+        return Order(why)
+    if held is None or not _worth_asking(wanted, held, now):
+        return Wait(earliest)
+    ask_at = _ask_at(held, schedule, now)
+    if ask_at <= now < due:
+        return Ask()
+    return Wait(min(earliest, ask_at) if now < due else earliest)
+
+
+def due_at(wanted: Wanted, held: Held | None, schedule: Schedule) -> tuple[str, float]:
+    """Return why a certificate is to be ordered, and from when on."""
+    if held is None:
+        return "there is none", 0.0
+    if set(held.names) != set(wanted.names):
+        return "its names have changed", 0.0
+    if held.directory != wanted.directory:
+        return "another CA was chosen", 0.0
+    if schedule.window is not None and schedule.asked == held.version:
+        start, end = schedule.window
+        chosen = start + (end - start) * fraction(held.version)
+        return "the CA suggests it", min(chosen, held.not_after - held.lifetime * LEFT_AT_MOST_LATE)
+    early = held.lifetime * JITTER * fraction(held.version)
+    return "a third of its lifetime is left", held.not_after - held.lifetime * LEFT_AT_RENEWAL - early
+
+
+def blocked_until(schedule: Schedule, now: float, *, forced: bool = False) -> float:
+    """Return before when nothing may be ordered: after a failure, and while the CA does not want to hear of us."""
+    if schedule.attempted > now + SKEW:
+        return 0.0  # the clock has gone back: what was noted then says nothing about now
+    ca_until = schedule.ca_until if schedule.ca_until <= now + LONGEST_RETRY_AFTER else 0.0
+    return ca_until if forced else max(ca_until, schedule.retry_at)
+
+
+def _worth_asking(wanted: Wanted, held: Held, now: float) -> bool:
+    # RFC 9773 4.3: not after it has expired; and not another CA than its own.
+    return bool(held.identifier) and held.directory == wanted.directory and now < held.not_after
+
+
+def _ask_at(held: Held, schedule: Schedule, now: float) -> float:
+    if schedule.asked != held.version or schedule.ask_at > now + ASK_LATEST + SKEW:
+        return 0.0
+    return schedule.ask_at
+
+
+def fraction(seed: str) -> float:
+    """Return a number from 0 to 1, the same for the same `seed` and otherwise evenly spread."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6], "big") / 2**48
+
+
+# What was found out, as the next schedule.
+
+
+def asked(
+    schedule: Schedule, held: Held, window: tuple[float, float] | None, retry_after: float | None, now: float
+) -> Schedule:
+    """Note what the CA has said about the renewal of `held`; no window if it has not, or nothing that makes sense.
+
+    A window that was known before is kept then: the CA's last word stands.
+    """
+    if window is not None and window[1] <= window[0]:
+        window = None
+    if window is None:
+        known = schedule.window if schedule.asked == held.version else None
+        return replace(schedule, asked=held.version, window=known, ask_at=now + ASK_AFTER_FAILURE)
+    pause = ASK_AFTER_FAILURE if retry_after is None else min(max(retry_after, ASK_EARLIEST), ASK_LATEST)
+    return replace(schedule, asked=held.version, window=window, ask_at=now + pause)
+
+
+def failed(
+    schedule: Schedule,
+    kind: Kind,
+    error: str,
+    retry_after: float | None,
+    now: float,
+    chance: float,
+    pace: Pace,
+) -> Schedule:
+    """Note a failed attempt. `retry_after` is what the CA has asked for, `chance` from 0 to 1.
+
+    Half as much again is added at most, so that all those that a CA has failed at once do not come back at once.
+    """
+    failures = schedule.failures + 1
+    return replace(
+        schedule,
+        attempted=now,
+        failures=failures,
+        error=error,
+        retry_at=now + backoff(kind, failures, pace) * (1 + chance / 2),
+        ca_until=now + min(max(retry_after, 0.0), LONGEST_RETRY_AFTER) if retry_after else 0.0,
+    )
+
+
+def backoff(kind: Kind, failures: int, pace: Pace) -> float:
+    """Return the seconds to wait after so many failures in a row, the last one of `kind`."""
+    first = {"unreachable": pace.unreachable, "refused": pace.refused, "misconfigured": pace.misconfigured}[kind]
+    return float(min(first * 2.0 ** min(failures - 1, 30), pace.longest))
+
+
+def for_purpose(schedule: Schedule, purpose: str) -> Schedule:
+    """Forget our own patience when the settings have changed: what failed with the old ones may succeed now.
+
+    What the CA has asked for stands.
+    """
+    if schedule.purpose == purpose:
+        return schedule
+    return replace(schedule, purpose=purpose, failures=0, error="", retry_at=0.0)
+
+
+def succeeded(schedule: Schedule, now: float) -> Schedule:
+    return Schedule(purpose=schedule.purpose, attempted=now)
+
+
+def challenge_order(kinds: tuple[str, ...], proven: str, failures: int) -> tuple[str, ...]:
+    """Return `kinds` with the one to try first in front: what has succeeded before, and another after each failure."""
+    preferred = sorted(kinds, key=lambda kind: kind != proven)
+    start = failures % len(preferred)
+    return tuple(preferred[start:] + preferred[:start])
