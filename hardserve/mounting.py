@@ -62,10 +62,11 @@ def _of_app(app: object, taken: set[str], app_files: list[Path], *, always: bool
     for sentence in sentences:
         logger.info("%s", sentence)
     for folder in folders:
-        if wsgi_form(folder.url) in taken:
+        mount = Mount.of_app(folder.url, folder.directory, folder.max_age)
+        if mount.url in taken:
             continue
         found = exposed(Path(folder.directory), app_files=app_files)
         for sentence in found:
             logger.warning("%s is left to the app, which may serve that as well: %s; move it", folder.url, sentence)
         if not found:
-            yield Mount.of_app(folder.url, folder.directory, folder.max_age)
+            yield mount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -156,3 +157,4 @@ class Uses(RuleBasedStateMachine):
 
 
 TestUses = Uses.TestCase
+TestUses.settings = settings(max_examples=50, deadline=None)

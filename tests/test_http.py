@@ -974,6 +974,8 @@ class Wire:
     def receive(self, max_bytes: int) -> bytes | None:
         return self.incoming.pop(0) if self.incoming else None
 
+    def keep_unsent(self, most: int) -> None: ...
+
     def send_file(self, descriptor: int, offset: int, count: int) -> int:
         raise AssertionError("nothing here is a file")
 

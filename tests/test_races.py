@@ -69,6 +69,8 @@ class ScriptedTransport:
         self.sent += taken
         return len(taken)
 
+    def keep_unsent(self, most: int) -> None: ...
+
     def send_file(self, descriptor: int, offset: int, count: int) -> int | None:
         if not self.room and not self.ends:
             return None

@@ -221,6 +221,7 @@ def test_nothing_stays_open_for_a_client_that_leaves_while_its_file_is_waited_fo
             # The one file thread takes them in turn, so that what was held is over when this is answered.
             assert other.get(f"/slow/{number + 10}.txt").status == 200
         assert other.get("/slow/plenty.bin").body == PLENTY
+        assert other.get("/").status == 200  # the whole of the one before has left, and its file is closed
         assert descriptors() == before
 
 

@@ -1517,7 +1517,7 @@ def test_a_client_that_leaves_while_its_file_is_looked_at_leaves_nothing_behind(
     write(tmp_path / "big.bin", BIG)
     write(tmp_path / "small.bin", "small")
     with (
-        serving(app, static=[f"/m={tmp_path}"], files_readers=1, timeouts_app=0.3) as running,
+        serving(app, static=[f"/m={tmp_path}"], files_readers=1) as running,
         running.connect() as other,
     ):
         with held_file_threads(running):
@@ -1529,11 +1529,9 @@ def test_a_client_that_leaves_while_its_file_is_looked_at_leaves_nothing_behind(
             eventually(lambda: gone.phase is CLOSED)
         assert other.get("/m/big.bin").body == BIG
         assert other.get("/m/small.bin").body == b"small"
-        # Its time would run out now.
-        eventually(lambda: time.monotonic() > gone.opened + 0.8)
-        assert gone not in running.server._loop.connections
+        # The one file thread takes them in turn: what the other had asked for was found before that.
         assert gone.phase is CLOSED
-        assert other.get("/m/small.bin").body == b"small"
+        assert gone not in running.server._loop.connections
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
 
 

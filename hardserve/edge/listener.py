@@ -18,13 +18,12 @@ import sys
 from collections.abc import Callable
 
 from hardserve.addresses import FdAddress, UnixAddress, parse_address
+from hardserve.edge.transport import UNSENT_BYTES
 
 SO_ATTACH_FILTER = 26  # linux/asm-generic; the socket module has no name for it
 # One classic BPF instruction: BPF_RET | BPF_K with 0, which is "keep no byte of this packet", that is, drop it.
 _DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
-
-UNSENT_BYTES = 128 * 1024
 
 _FD_ADVICE = "it must be a listening stream socket that the parent process passed on"
 

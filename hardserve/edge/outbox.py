@@ -39,7 +39,7 @@ FILE_READ_BYTES = 65536
 # Sent from files in one turn: a client that takes it as fast as it is read must not hold up the others. Many share it,
 # down to a size where turns begin to cost more than what leaves in them: with sixteen downloads as fast as they go,
 # somebody else's median is 0.6 ms so, and 5 ms if each had a MiB.
-FILE_TURN_BYTES = 1 << 20
+FILE_TURN_BYTES = 2 << 20
 FILE_SHARE_BYTES = 65536
 
 

@@ -18,6 +18,7 @@ from hardserve import refusals
 from hardserve.edge.context import BUSY, CLOSED, IDLE, LINGER, EdgeContext, Phase
 from hardserve.edge.outbox import Outbox, Report
 from hardserve.edge.readers import JUDGED_S
+from hardserve.edge.transport import UNSENT_BYTES
 from hardserve.protocol import ClientDisconnectedError, FileFailedError, FilePart, SharedFile
 from hardserve.refusals import Cut
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 # How often a slow reader is looked at: at the latest in the next slot of the wheel, and with this, in each.
 LOOK_S = 0.1
+# For a client that takes a file at this rate (bytes a second), and has taken so many bytes of it, the kernel may have as
+# much as it likes: it refers to its own page cache then, and copies nothing. A download at a gigabyte a second costs
+# 0.5 of a core in pieces of UNSENT_BYTES, and 0.15 so, as it costs nginx.
+FAST, FAST_BYTES = 32 << 20, 4 << 20
+FAST_UNSENT_BYTES = 1 << 30
 # A line that names a file that could not be sent as promised, at most so often; the summary of refusals has them all.
 FILE_LINE_S = 60.0
 
@@ -37,7 +43,7 @@ class Sending:
     """See edge.connection for which thread may call what. What it needs of the whole connection is at the end."""
 
     __slots__ = (
-        "_aborted", "_ctx", "_drained", "_ended_by", "_writing", "abandon", "ahead", "begun", "eof", "lock",
+        "_aborted", "_ctx", "_drained", "_ended_by", "_fast", "_writing", "abandon", "ahead", "begun", "eof", "lock",
         "open_ended", "outbox", "phase", "read_deadline", "request", "transport", "waited_since", "write_deadline",
     )  # fmt: skip
 
@@ -58,6 +64,7 @@ class Sending:
         self.write_deadline = math.inf
         self.outbox: Outbox | None = None  # each response's last bytes are followed by its report
         self._drained: threading.Condition | None = None  # where a worker waits for `outbox` to shrink
+        self._fast = False  # its client takes a file so fast that the kernel may have more of it
         self.waited_since = math.inf  # monotonic seconds, while a worker does
         self.begun = False  # some of a response in parts may have left
         self.open_ended = False  # a response whose end only the app knows
@@ -142,10 +149,21 @@ class Sending:
         reports = outbox.send(self.transport.send, self.transport.send_file, self._ctx.share_of_turn())
         if self._drained is not None and outbox.memory <= self._ctx.settings.limits.response_buffer // 2:
             self._drained.notify()
+        if (
+            outbox.has_files
+            and not self._fast
+            and outbox.taken >= FAST_BYTES
+            and outbox.taken >= FAST * (monotonic() - outbox.since)
+        ):
+            self._fast = True
+            self.transport.keep_unsent(FAST_UNSENT_BYTES)
         if not outbox:
             outbox.close()
             self.outbox = None
             self._ctx.downloads.discard(self)
+            if self._fast:
+                self._fast = False
+                self.transport.keep_unsent(UNSENT_BYTES)
         return reports
 
     def _see_to_unsent(self, outbox: Outbox, now: float, *, sendable: bool) -> None:

@@ -17,6 +17,8 @@ import termios
 from typing import Protocol
 
 HELD_BYTES = 65536
+# What the kernel takes of a response beyond what the network takes.
+UNSENT_BYTES = 128 * 1024
 # Plain integers: to combine or to convert the enum members costs half a microsecond a call.
 _RECEIVE = int(socket.MSG_DONTWAIT)
 _SEND = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_NOSIGNAL", 0))  # Python ignores SIGPIPE in any case
@@ -43,6 +45,9 @@ class Transport(Protocol):
         None is that nothing fits now. Raises OSError when the connection is broken, or the file is: see the number.
         Waits for the file's storage, so that it is called for what needs no waiting (edge.fileparts).
         """
+
+    def keep_unsent(self, most: int) -> None:
+        """Have the kernel take so many bytes beyond what the network takes, at most. Never raises."""
 
     def unacknowledged(self) -> int:
         """Return how many bytes were sent and have not reached the peer's kernel, 0 where that cannot be told."""
@@ -130,6 +135,10 @@ class PlainTransport:
             return os.sendfile(self._socket.fileno(), descriptor, offset, count)
         except (BlockingIOError, InterruptedError):
             return None
+
+    def keep_unsent(self, most: int) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # a Unix socket, or a system that has no such limit
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, most)
 
     def unacknowledged(self) -> int:
         try:

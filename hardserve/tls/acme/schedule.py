@@ -41,7 +41,8 @@ RATE_LIMITED = HOUR
 # How far the clock may have gone back since something was noted, before the note counts for nothing.
 SKEW = 60.0
 
-Kind = Literal["unreachable", "refused", "misconfigured"]
+# Nobody judged; the CA said no; it could not prove a name; it will say no again until somebody changes something.
+Kind = Literal["unreachable", "refused", "unproven", "misconfigured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Schedule:
     purpose: str = ""  # a digest of the settings that it was for
     attempted: float = 0.0
     failures: int = 0  # in a row
+    unproven: int = 0  # how many of them were for a name that could not be proven
     error: str = ""
     retry_at: float = 0.0  # our own patience
     ca_until: float = 0.0  # the CA's
@@ -193,6 +195,7 @@ def failed(
         schedule,
         attempted=now,
         failures=failures,
+        unproven=schedule.unproven + (kind == "unproven"),
         error=error,
         retry_at=now + backoff(kind, failures, pace) * (1 + chance / 2),
         ca_until=now + min(max(retry_after, 0.0), LONGEST_RETRY_AFTER) if retry_after else 0.0,
@@ -201,7 +204,7 @@ def failed(
 
 def backoff(kind: Kind, failures: int, pace: Pace) -> float:
     """Return the seconds to wait after so many failures in a row, the last one of `kind`."""
-    first = {"unreachable": pace.unreachable, "refused": pace.refused, "misconfigured": pace.misconfigured}[kind]
+    first = {"unreachable": pace.unreachable, "misconfigured": pace.misconfigured}.get(kind, pace.refused)
     return float(min(first * 2.0 ** min(failures - 1, 30), pace.longest))
 
 
@@ -212,15 +215,15 @@ def for_purpose(schedule: Schedule, purpose: str) -> Schedule:
     """
     if schedule.purpose == purpose:
         return schedule
-    return replace(schedule, purpose=purpose, failures=0, error="", retry_at=0.0)
+    return replace(schedule, purpose=purpose, failures=0, unproven=0, error="", retry_at=0.0)
 
 
 def succeeded(schedule: Schedule, now: float) -> Schedule:
     return Schedule(purpose=schedule.purpose, attempted=now)
 
 
-def challenge_order(kinds: tuple[str, ...], proven: str, failures: int) -> tuple[str, ...]:
-    """Return `kinds` with the one to try first in front: what has succeeded before, and another after each failure."""
+def challenge_order(kinds: tuple[str, ...], proven: str, unproven: int) -> tuple[str, ...]:
+    """Return `kinds` with the one to try first in front: what has succeeded before, and another after a failure."""
     preferred = sorted(kinds, key=lambda kind: kind != proven)
-    start = failures % len(preferred)
+    start = unproven % len(preferred)
     return tuple(preferred[start:] + preferred[:start])

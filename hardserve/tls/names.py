@@ -1,0 +1,54 @@
+"""The names a certificate is for, and which of them a client means. Pure; any thread."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_WILDCARD = re.compile(rf"\*(?:\.{_LABEL})+")
+MAX_NAME = 253
+
+
+def normal_name(text: str) -> str | None:
+    """Return a host name, a wildcard ("*.example.org") or an address as it is compared, None for anything else.
+
+    A star stands for one whole label, the leftmost (RFC 9525 6.3): browsers take no "w*.example.org".
+    """
+    text = text.strip().lower()
+    if (address := _address(text)) is not None:
+        return address
+    if not text.isascii():
+        try:
+            text = text.encode("idna").decode()
+        except UnicodeError:
+            return None
+    text = text.removesuffix(".")
+    if len(text) <= MAX_NAME and (_NAME.fullmatch(text) or _WILDCARD.fullmatch(text)):
+        return text
+    return None
+
+
+def is_address(name: str) -> bool:
+    return _address(name) is not None
+
+
+def _address(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return None
+
+
+def wildcard_of(name: str) -> str:
+    """Return the one wildcard that would stand for `name`, "" if none can."""
+    label, dot, rest = name.partition(".")
+    return f"*.{rest}" if dot and rest and label not in ("", "*") else ""
+
+
+def covers(names: Iterable[str], wanted: str) -> bool:
+    """Return whether a certificate for `names` is one for `wanted`; all of them normal names."""
+    names = frozenset(names)
+    return wanted in names or (not is_address(wanted) and wildcard_of(wanted) in names)
