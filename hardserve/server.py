@@ -249,6 +249,7 @@ class Server:
             date=self._date,
             lines=default_lines(self.settings.headers),
             post=self._loop.post,
+            plan=self._loop.plan,
             submit=self._file_pool.submit,
             submit_compression=self._compression_pool.submit,
             responded=self._limiter.responded,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,11 +127,12 @@ def self_signed(
     not_before_s: float = -DAY_S,
     not_after_s: float = 89 * DAY_S,
     common_name: str = "self",
+    purposes: Sequence[str] = ("server",),
     ca: bool = False,
 ) -> Made:
     key = new_key(kind)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    builder = _describe(_builder(subject, subject, key, not_before_s, not_after_s), names, ("server",), ca=ca)
+    builder = _describe(_builder(subject, subject, key, not_before_s, not_after_s), names, purposes, ca=ca)
     return Made(_sign(builder, key), key)
 
 
@@ -184,3 +187,76 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
 
 def _sign(builder: x509.CertificateBuilder, key: Key) -> x509.Certificate:
     return builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+
+
+# --- both ends of a connection, in memory ---
+
+
+def client_context(
+    *roots: Authority | Made, version: str = "", alpn: Sequence[str] = (), ciphers: str = ""
+) -> ssl.SSLContext:
+    """Return a client that trusts `roots`, or whoever comes if there are none. `version` is "1.2" or "1.3"."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = bool(roots)
+    if not roots:
+        context.verify_mode = ssl.CERT_NONE
+    for root in roots:
+        context.load_verify_locations(cadata=root.pem)
+    if version:
+        context.minimum_version = context.maximum_version = VERSIONS[version]
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if ciphers:
+        context.set_ciphers(ciphers)
+    return context
+
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@dataclass
+class Ends:
+    """A connection in memory, after its handshake."""
+
+    server: ssl.SSLObject
+    client: ssl.SSLObject
+
+    def say(self, data: bytes) -> bytes:
+        """Have the client send `data` and the server answer with it; return what the client got.
+
+        After that, the client has its session tickets, and a server of TLS 1.3 has said if it takes no certificate.
+        """
+        self.client.write(data)
+        self.server.write(self.server.read(len(data)))
+        return self.client.read(len(data))
+
+
+def handshake(
+    server: ssl.SSLContext, client: ssl.SSLContext, name: str | None = None, session: ssl.SSLSession | None = None
+) -> Ends:
+    """Connect two contexts in memory. Raises what either end does, the client's first."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
+    ours = server.wrap_bio(to_server, to_client, server_side=True)
+    pending = [theirs, ours]
+    failed: ssl.SSLError | None = None
+    for _ in range(10):
+        for end in list(pending):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as error:
+                failed = failed or error  # the other end still has to hear of it, and may say more
+            pending.remove(end)
+    if failed is not None:
+        raise failed
+    assert not pending, "the handshake did not end"
+    return Ends(ours, theirs)
+
+
+def served_by(context: ssl.SSLContext, name: str | None = None) -> str:
+    """Return the fingerprint of the certificate that a client gets that means `name`."""
+    der = handshake(context, client_context(), name).client.getpeercert(True)
+    assert der is not None
+    return hashlib.sha256(der).digest().hex(":").upper()

@@ -62,7 +62,10 @@ class Bench:
         pytest.param("/m/a.txt/", refusals.FILE_NOT_FOUND, False, False, id="a file with a slash"),
         pytest.param("/m/a.txt/b", refusals.FILE_NOT_FOUND, False, False, id="below a file"),
         pytest.param("/m/sub", None, False, True, id="a directory without its slash"),
-        pytest.param("/m", None, False, True, id="the mount without its slash"),
+        pytest.param(
+            "/m", refusals.FILE_NOT_FOUND, False, False, id="the mount without its slash, and without an index"
+        ),
+        pytest.param("/m/bare", refusals.FILE_NOT_FOUND, False, False, id="a directory without an index nor its slash"),
         pytest.param("/m/sub/", None, False, False, id="a directory with an index"),
         pytest.param("/m/bare/", refusals.FILE_NOT_FOUND, False, False, id="a directory without one"),
         pytest.param("/m/", refusals.FILE_NOT_FOUND, False, False, id="the mount without one"),

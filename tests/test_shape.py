@@ -41,7 +41,9 @@ ALLOWED: dict[str, set[str]] = {
     "passwd": EVERYBODYS | {"checks"},
     "demo": EVERYBODYS,
     "mounting": EVERYBODYS | {"configfiles", "files", "loader"},
-    "server": EVERYBODYS | {"mounting"} | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
+    "server": EVERYBODYS
+    | {"mounting"}
+    | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
     "cli": EVERYBODYS | {"describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
     "__main__": {"cli"},
     "__init__": EVERYBODYS | {"server", "options", "ops", "loader"},

@@ -290,6 +290,10 @@ class Connection(Sending):
         """
         self._await_decision(now, now + (self._ctx.settings.timeouts.app or math.inf))
 
+    def awaits(self, request: Request) -> bool:
+        """Return whether `request`, which `await_file` was called for, is still to be answered. I/O thread."""
+        return self.phase is BUSY and self.request is request
+
     def pass_on(self, request: Request, now: float) -> None:
         """Have the app answer a request for which there is no file after all. I/O thread."""
         if self.phase is not BUSY or self.request is not request:

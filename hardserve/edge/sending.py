@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # How often a slow reader is looked at: at the latest in the next slot of the wheel, and with this, in each.
 LOOK_S = 0.1
-# For a client that takes a file at this rate (bytes a second), and has taken so many bytes of it, the kernel may have as
-# much as it likes: it refers to its own page cache then, and copies nothing. A download at a gigabyte a second costs
+# For a client that takes a file at this rate (bytes a second), and has taken so many bytes of it, the kernel may have
+# as much as it likes: it refers to its own page cache then, and copies nothing. A download at a gigabyte a second costs
 # 0.5 of a core in pieces of UNSENT_BYTES, and 0.15 so, as it costs nginx.
 FAST, FAST_BYTES = 32 << 20, 4 << 20
 FAST_UNSENT_BYTES = 1 << 30

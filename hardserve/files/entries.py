@@ -131,7 +131,8 @@ class Examiner:
                 try:
                     return self._file(mount, parts, old)
                 except IsADirectoryError:
-                    if parts or path != "/":
+                    if path != "/":
+                        self._directory(mount, parts, path, None)
                         return Entry(mount, location=True)
             return self._directory(mount, parts, path, old)
         except FileNotFoundError:
@@ -155,7 +156,9 @@ class Examiner:
             (f"Content-Security-Policy: {CONTENT_SECURITY_POLICY}", "Cache-Control: no-cache", *self._listing_lines, "")
         )
         html = "text/html; charset=utf-8"
-        made = Representation("identity", (), (len(page), 0, 0, 0), Validators("", 0), html, fields, b"", b"", page)
+        # It has no version, but whoever wants it only if there is none (If-None-Match: *) is told that there is one.
+        there = b"HTTP/1.1 304 Not Modified\r\nCache-Control: no-cache\r\n"
+        made = Representation("identity", (), (len(page), 0, 0, 0), Validators("", 0), html, fields, b"", there, page)
         made.ok = made.head("200 OK", f"Content-Type: {html}", f"Content-Length: {len(page)}")
         return made
 

@@ -56,7 +56,7 @@ class Mount:
             index=_unless_off(settings.index),
             listing=settings.listing == "on",
             misses_to_app=settings.miss == "app",
-            fallback=_unless_off(settings.fallback),
+            fallback=_wsgi(_unless_off(settings.fallback)),
             app_paths=[PathPattern(text) for text in settings.app_paths],
             cache_control=_unless_off(settings.cache_control),
             immutable=settings.immutable,
@@ -90,6 +90,8 @@ def _is_file(path: str) -> bool:
     if not os.path.isfile(path):
         os.stat(path)  # raises where nothing is there
         raise OSError("expected a directory, or a file")
+    if not may_be_served(os.fsencode(Path(path).name), first=False):
+        raise OSError("a file of that name is never served")
     return True
 
 

@@ -43,6 +43,11 @@ ResultT = TypeVar("ResultT")
 ALLOW = b"Allow: GET, HEAD, OPTIONS\r\n"
 _CONDITIONS = frozenset({"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE"})
 _REMEMBERED = 256
+# How long a request waits for a file to be looked at again of which it is known what it was.
+PATIENCE_S = 0.1
+# How often a file is looked at for one request while it changes.
+MAX_TRIES = 3
+FORGET_AT = 64
 # A storage that fails is said to fail so often.
 NEWS_S = 60.0
 DEFAULT_TYPE = content_type("")
@@ -59,6 +64,7 @@ class Asked(Protocol):
     request_id: str
     refusal_fields: bytes
     rate_slots: Any
+    file_tries: int
 
 
 class Asker(Protocol):
@@ -66,6 +72,7 @@ class Asker(Protocol):
 
     def will_close(self, request: Any, /) -> bool: ...
     def await_file(self, now: float, /) -> None: ...
+    def awaits(self, request: Any, /) -> bool: ...
     def pass_on(self, request: Any, now: float, /) -> None: ...
     def decided(self, request: Any, refusal: Refusal | None, now: float, /) -> None: ...
     def answer(
@@ -83,10 +90,47 @@ class Asker(Protocol):
 class Submit(Protocol):
     """Has a job done by a file thread. See pool.Pool."""
 
-    def __call__(self, job: Callable[[], ResultT], done: Callable[[ResultT | BaseException], None], /) -> bool: ...
+    def __call__(
+        self,
+        job: Callable[[], ResultT],
+        done: Callable[[ResultT | BaseException], None],
+        wanted: Callable[[], bool] = ...,
+        /,
+    ) -> bool: ...
 
 
 Taken = bool | Refusal
+
+
+class _Waiting:
+    """Who waits for one path to be looked at.
+
+    Those whose clients have gone are forgotten from time to time, so that a storage that hangs does not keep them all.
+    """
+
+    __slots__ = ("_askers", "_forget_at")
+
+    def __init__(self) -> None:
+        self._askers: list[tuple[Asker, Asked]] = []
+        self._forget_at = FORGET_AT
+
+    def __len__(self) -> int:
+        return len(self._askers)
+
+    def add(self, asker: Asker, request: Asked) -> None:
+        self._askers.append((asker, request))
+        if len(self._askers) >= self._forget_at:
+            self._forget()
+            self._forget_at = max(FORGET_AT, 2 * len(self._askers))
+
+    def take(self) -> list[tuple[Asker, Asked]]:
+        """Return those who still wait, and have them wait no longer."""
+        self._forget()
+        askers, self._askers = self._askers, []
+        return askers
+
+    def _forget(self) -> None:
+        self._askers = [(asker, request) for asker, request in self._askers if asker.awaits(request)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +140,7 @@ class FileContext:
     date: DateClock
     lines: Sequence[tuple[str, str]]  # the header fields of all responses, as securityheaders.default_lines has them
     post: Callable[[Callable[[float], None]], None]  # an action for the I/O thread
+    plan: Callable[[float, Callable[[float], None]], None]  # one at a moment (monotonic seconds)
     submit: Submit
     submit_compression: Submit  # which takes long, and must not hold up whoever waits for a file
     responded: Callable[[Any, int], None]  # a request's `rate_slots`, and the status that is about to leave
@@ -107,13 +152,14 @@ class StaticFiles:
 
     def __init__(self, mounts: Mounts, settings: FileSettings, ctx: FileContext) -> None:
         self._ctx = ctx
+        self._lines = "".join(f"{line}\r\n" for _, line in ctx.lines)
         self._mounts = mounts
         self._may_have = mounts.may_have
         self._check_s = settings.check
         self._examiner = Examiner(ctx.lines, settings.in_memory, compresses=settings.compress == "on")
         self._cache = Cache(settings.memory)
         self._most_compressed = settings.memory // 4  # of one file
-        self._looking: dict[str, list[tuple[Asker, Asked]]] = {}  # who waits for what is being looked at
+        self._looking: dict[str, _Waiting] = {}  # who waits for what is being looked at
         self._codings: dict[tuple[str, tuple[str, ...]], str] = {}
         self._complained_at = -math.inf
 
@@ -153,17 +199,26 @@ class StaticFiles:
             return self._other_method(asker, request, place, now)
         waiting = self._looking.get(path)
         if waiting is None:
-            job = partial(self._examiner.examine, place, path, self._cache.get(path))
+            old = self._cache.get(path)
 
             def done(result: Entry | BaseException) -> None:
                 self._ctx.post(partial(self._looked, path, result))
 
-            if not self._ctx.submit(job, done):
-                return refusals.FILES_BUSY
-            waiting = self._looking[path] = []
-        waiting.append((asker, request))
+            if not self._ctx.submit(partial(self._examiner.examine, place, path, old), done):
+                # What was there a moment ago is better than nothing.
+                return refusals.FILES_BUSY if old is None else self._respond(asker, request, path, old, now)
+            waiting = self._looking[path] = _Waiting()
+            if old is not None:
+                self._ctx.plan(now + PATIENCE_S, partial(self._look_no_longer, path, waiting, old))
+        waiting.add(asker, request)
         asker.await_file(now)
         return True
+
+    def _look_no_longer(self, path: str, waiting: _Waiting, old: Entry, now: float) -> None:
+        """Answer those who wait with what was there a moment ago, until the storage, which hangs, says otherwise."""
+        if self._looking.get(path) is waiting:
+            for asker, request in waiting.take():
+                self._go_on(asker, request, self._respond(asker, request, path, old, now), now)
 
     def _looked(self, path: str, result: Entry | BaseException, now: float) -> None:
         waiting = self._looking.pop(path)
@@ -175,7 +230,7 @@ class StaticFiles:
             result.checked = now
             if self._cache.get(path) is not result:
                 self._cache.put(path, result)
-        for asker, request in waiting:
+        for asker, request in waiting.take():
             if refusal is not None or isinstance(result, BaseException):
                 asker.decided(request, refusal, now)
             else:
@@ -192,6 +247,8 @@ class StaticFiles:
         """Say in the log that a file cannot be read, though not for each request."""
         if isinstance(error, FileChangedError):
             return refusals.FILES_BUSY  # it is being written in this moment
+        if isinstance(error, PermissionError):
+            return refusals.FILE_FORBIDDEN
         if now - self._complained_at >= NEWS_S:
             self._complained_at = now
             logger.error("the file of %s cannot be read: %s", path, error, exc_info=None if _is_os(error) else error)
@@ -204,7 +261,7 @@ class StaticFiles:
             return False
         if request.command != "OPTIONS":
             return self._method_not_allowed(request)
-        head = b"HTTP/1.1 204 No Content\r\n" + ALLOW
+        head = b"HTTP/1.1 204 No Content\r\n%b%b" % (ALLOW, self._lines.encode("latin-1"))
         return self._send(asker, request, head, 204, now)
 
     @staticmethod
@@ -220,7 +277,7 @@ class StaticFiles:
         if entry.refusal is not None:
             return self._missed(asker, request, path, entry, entry.refusal, now)
         if entry.location:
-            return not entry.mount.misses_to_app and self._redirect(asker, request, path, now)
+            return self._redirect(asker, request, path, now)
         entry.used = True
         representation = entry.representations[0]
         headers = request.headers
@@ -291,7 +348,7 @@ class StaticFiles:
         """Send a client to where the names in a directory's pages are meant from."""
         query = f"?{request.query}" if request.query else ""
         location = f"{quote(path.encode('latin-1'))}/{query}"
-        lines = ("HTTP/1.1 301 Moved Permanently", f"Location: {location}", "Content-Length: 0", "")
+        lines = ("HTTP/1.1 301 Moved Permanently", f"Location: {location}", "Content-Length: 0", self._lines)
         return self._send(asker, request, "\r\n".join(lines).encode("latin-1"), 301, now)
 
     def _missed(self, asker: Asker, request: Asked, path: str, entry: Entry, refusal: Refusal, now: float) -> Taken:
@@ -318,7 +375,8 @@ class StaticFiles:
         if entry.compressible:
             offers = encoders.available()
             coding = self._best(accept_encoding, offers)
-            if coding not in entry.tried and coding != "identity":
+            # What is not kept would be compressed for nobody, at every request.
+            if coding not in entry.tried and coding != "identity" and self._cache.get(path) is entry:
                 self._compress(path, entry, coding)
         codings = entry.codings
         coding = self._best(accept_encoding, codings) if codings else "identity"
@@ -347,7 +405,10 @@ class StaticFiles:
     def _compressed(self, path: str, entry: Entry, result: Representation | BaseException | None, _now: float) -> None:
         if isinstance(result, Representation) and self._cache.get(path) is entry:
             if result.size <= self._most_compressed:
-                entry.representations += (result,)
+                plain, *coded = entry.representations
+                order = encoders.available()
+                coded = sorted((*coded, result), key=lambda each: order.index(each.coding))
+                entry.representations = (plain, *coded)
                 self._cache.put(path, entry)
         elif isinstance(result, BaseException) and not isinstance(result, FileChangedError | OSError):
             logger.error("internal error while compressing %s", path, exc_info=result)
@@ -369,7 +430,8 @@ class StaticFiles:
         def done(result: SharedFile | BaseException) -> None:
             self._ctx.post(partial(self._opened, asker, request, path, representation, result))
 
-        if not self._ctx.submit(job, done):
+        request.file_tries += 1
+        if request.file_tries > MAX_TRIES or not self._ctx.submit(job, done, partial(asker.awaits, request)):
             return refusals.FILES_BUSY
         asker.await_file(now)
         return True
@@ -383,6 +445,10 @@ class StaticFiles:
         result: SharedFile | BaseException,
         now: float,
     ) -> None:
+        if not asker.awaits(request):
+            if isinstance(result, SharedFile):
+                result.release()
+            return  # its client has gone, or was told that it takes too long
         if isinstance(result, FileChangedError | FileNotFoundError):
             # It was replaced since it was looked at: what is there now is to be looked at first.
             self._cache.discard(path)
@@ -410,7 +476,7 @@ def _precondition(request: Asked, representation: Representation) -> int:
     """Return what the conditions of a request come to: 0 to go on, 304 or 412 (RFC 9110 13.2.2)."""
     headers = request.headers
     if (
-        headers.get("HTTP_IF_NONE_MATCH") == representation.etag
+        headers.get("HTTP_IF_NONE_MATCH") == representation.etag != ""
         and "HTTP_IF_MATCH" not in headers
         and "HTTP_IF_UNMODIFIED_SINCE" not in headers
     ):
@@ -421,8 +487,8 @@ def _precondition(request: Asked, representation: Representation) -> int:
 def _spans(request: Asked, representation: Representation) -> tuple[Span, ...] | None:
     """Return the parts that a GET asks for, () for none that there are, None for the whole (RFC 9110 14.2)."""
     value = request.headers.get("HTTP_RANGE")
-    # A page that was made in this moment has no parts.
-    if value is None or not representation.etag:
+    # A page that was made in this moment has no parts, and nothing has none.
+    if value is None or not representation.etag or not representation.size:
         return None
     if not range_applies(request.headers, representation.validators, int(time.time())):
         return None

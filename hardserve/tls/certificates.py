@@ -51,7 +51,7 @@ _MAX_TURNS = 10
 _REASONS = {
     "KEY_VALUES_MISMATCH": "{key} is not the key of the certificate in {certificate}",
     "NO_CERTIFICATE_ASSIGNED": "{key} is not the key of the certificate in {certificate}: they are of different kinds",
-    "EE_KEY_TOO_SMALL": "the key of {certificate} is too short to be safe: expected at least 2048 bits of RSA, or P-256",
+    "EE_KEY_TOO_SMALL": "the key of {certificate} is too short: expected at least 2048 bits of RSA, or P-256",
     "CA_KEY_TOO_SMALL": "a certificate above the first in {certificate} has a key too short to be safe",
     "EE_MD_TOO_WEAK": "the certificate in {certificate} is signed with SHA-1 or MD5, which no client takes any more",
     "CA_MD_TOO_WEAK": "a certificate in {certificate} is signed with SHA-1 or MD5, which no client takes any more",

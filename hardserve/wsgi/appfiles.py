@@ -128,6 +128,7 @@ def named_body(head: Head, named: Named, *, command: str, headers: Mapping[str, 
     if (
         "HTTP_RANGE" in headers
         and command == "GET"
+        and file.size
         and head.field("accept-ranges") != "none"
         and range_applies(headers, validators, int(time.time()))
     ):

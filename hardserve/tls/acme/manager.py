@@ -272,9 +272,9 @@ class Manager:
             raise
         else:
             logger.info("new certificate for %s, valid until %s", ", ".join(new.names), _date(new.not_after))
+            with contextlib.suppress(OSError):  # the disk may be full just now: it is remembered
+                self._note(schedule.succeeded(before, self._clock()))
             self._take_over()
-            # The disk may be full just now; what is kept of the order is of no use, and does no harm.
-            self._note(schedule.succeeded(before, self._clock()))
             self._state.forget_order()
             self._state.tidy()
 
