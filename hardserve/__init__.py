@@ -8,9 +8,9 @@ The life of a request:
     queue                      complete requests wait for a worker (wsgi.workers), no client's for all of them
     worker thread (wsgi)       the app is called (task), its response checked and framed (response), and sent through
                                the connection, in one send when it fits
-    I/O thread                 sends files, and what the client was too slow to take (outbox), reads the next request, ends who is
-                               late (deadlines) or takes too much (readers, budget), and answers for a worker that
-                               does not come back (wsgi.watch)
+    I/O thread                 sends files, and what the client was too slow to take (outbox), reads the next request,
+                               ends who is late (deadlines) or takes too much (readers, budget), and answers for a
+                               worker that does not come back (wsgi.watch)
 
 `hardserve.server` wires these together; `hardserve.ops` is what surrounds the process: logs and the banner.
 Importing this package starts nothing.

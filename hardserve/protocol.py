@@ -44,17 +44,25 @@ class FileFailedError(Exception):
 class SharedFile:
     """An open regular file that is sent from, perhaps in several responses at once. Any thread.
 
-    `size` and `mtime_ns` are as they were when it was opened, and what clients are told; `name` is for the log.
+    `size` and `mtime_ns` are as they were when it was opened, and what clients are told; `name` is for the log, and
+    `storage` says who may wait for it (files.storages).
 
     It owns `descriptor`: whoever makes one holds it, whoever else keeps it calls `hold`, and each lets go with
     `release`. The last one calls `close` with the descriptor: that, too, may block on a slow file system. One that is
     dropped with its holders, as by a thread pool that stops, is closed when it is collected.
     """
 
-    __slots__ = ("_close", "_holders", "_lock", "descriptor", "mtime_ns", "name", "size")
+    __slots__ = ("_close", "_holders", "_lock", "descriptor", "mtime_ns", "name", "size", "storage")
 
     def __init__(
-        self, descriptor: int, size: int, mtime_ns: int, name: str, *, close: Callable[[int], None] = os.close
+        self,
+        descriptor: int,
+        size: int,
+        mtime_ns: int,
+        name: str,
+        *,
+        storage: str = "",
+        close: Callable[[int], None] = os.close,
     ) -> None:
         self._lock = threading.Lock()
         self._holders = 1
@@ -63,6 +71,7 @@ class SharedFile:
         self.size = size
         self.mtime_ns = mtime_ns
         self.name = name
+        self.storage = storage
 
     def __repr__(self) -> str:
         return f"<SharedFile {self.name!r} {self.size} bytes, {self._holders} holders>"

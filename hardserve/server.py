@@ -25,7 +25,6 @@ from hardserve import __version__
 from hardserve.checks.offload import Offload
 from hardserve.configfiles import SettingsError
 from hardserve.edge.admission import Peers
-from hardserve.edge.bans import Bans
 from hardserve.edge.budget import Budget
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import BUSY, Connection, EdgeContext
@@ -40,22 +39,23 @@ from hardserve.edge.readers import Readers
 from hardserve.files.mounts import Mounts
 from hardserve.files.sendfile import NotMountedError, Sender
 from hardserve.files.static import FileContext, StaticFiles
+from hardserve.files.storages import Storages
 from hardserve.loader.bodycap import give_body_cap
 from hardserve.loader.hosts import has_proxy_fix, hosts_of
 from hardserve.mounting import mounts_of
-from hardserve.ops.accesslog import AccessEntry, AccessLog
+from hardserve.ops.accesslog import AccessLog
 from hardserve.ops.banner import banner
 from hardserve.ops.control import ControlError, ControlSocket, control_path
 from hardserve.ops.operate import Operations
-from hardserve.ops.refusallog import RefusalLog
 from hardserve.ops.supervisor import is_supervised
 from hardserve.pages import ErrorPages
 from hardserve.pool import Pool
 from hardserve.protocol import DateClock, SharedFile
-from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, Cut, DryRun, Refusal
+from hardserve.record import Record
+from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, DryRun, Refusal
 from hardserve.securityheaders import default_lines
 from hardserve.wsgi.appfiles import Named
-from hardserve.wsgi.context import AppContext, Application, Channel, Received
+from hardserve.wsgi.context import AppContext, Application
 from hardserve.wsgi.response import BadResponseError
 from hardserve.wsgi.task import Task
 from hardserve.wsgi.watch import LOOK_S, PoolContext, Watch
@@ -78,15 +78,9 @@ LAST_WORDS_S = 2.0
 # So short that nobody waits for it, and long enough that the lock changes hands.
 LET_GO_S = 20e-6
 
-# A line for a ban, at most so often: forged addresses may be banned by the thousand.
-BAN_LINE_S = 1.0
-
 # Requests that may wait for a file thread, and files that may wait to be compressed.
 WAITING_FILES = 4096
 WAITING_COMPRESSIONS = 256
-
-# nginx's for a client that left before it had sent its request, and by now everybody's.
-CLIENT_CLOSED_REQUEST = 499
 
 
 Job = tuple[Connection, Request]  # a complete request, and where its answer goes
@@ -107,7 +101,6 @@ class Server:
 
     def __init__(self, app: Application, settings: Settings, access_log: AccessLog) -> None:
         self.settings = settings
-        self._access_log = access_log
         self._app = app
         give_body_cap(app)
         self._listeners: list[Listener] = []
@@ -122,21 +115,13 @@ class Server:
         self._budget = Budget(settings.limits.buffered_memory, settings.limits.buffered_files)
         self._watch = self._make_watch()
         self._watch_timer = Timer(self._look_at_pool)
-        self._debugging = logger.isEnabledFor(logging.DEBUG)
-        self._refusal_log = RefusalLog(logger.log, logger.getEffectiveLevel())
-        self._refusal_timer = Timer(self._sum_up_refusals)
         self._pages = ErrorPages()
         self._trusted = Networks(settings.proxy.trusted)
-        self._never_banned = Networks(settings.ban.exempt)
-        ban = settings.ban
-        self._bans = Bans(ban.after, ban.within, ban.for_, ban.ceiling)
-        self._just_banned: set[str] = set()  # their connections are to be cut
-        self._ban_said_at = -math.inf
-        self._bans_not_said = 0
+        self._record = Record(access_log, settings.ban)
         self._authenticator: Authenticator | None = None
         self._mounts = Mounts(())
         self._sender = Sender(self._mounts)
-        self._file_pool = Pool("file", settings.files.readers, WAITING_FILES)
+        self._storages = Storages(settings.files.readers, WAITING_FILES)
         self._compression_pool = Pool("compress", 1, WAITING_COMPRESSIONS)
         self._offload: Offload
         self._loop: Loop
@@ -178,8 +163,8 @@ class Server:
             raise
         limits = self.settings.limits
         clients = Clients(limits.client_connections, limits.client_connection_rate)
-        peers = Peers(self._trusted, limits.ipv6_prefix, self._is_banned)
-        self._loop = Loop(self._listeners, self._max_connections(), clients, peers)
+        peers = Peers(self._trusted, limits.ipv6_prefix, self._record.is_banned)
+        self._loop = self._record.loop = Loop(self._listeners, self._max_connections(), clients, peers)
         half = max(1, self.settings.server.threads // 2)
         self._readers = Readers(half, self._budget, self._workers.wanted, self._loop)
 
@@ -215,7 +200,7 @@ class Server:
             failures=settings.auth.failures,
             ipv6_prefix=settings.limits.ipv6_prefix,
             shared=shared is not None,
-            dry_run=lambda rule, client: self._count(DryRun(f"dry run of {rule}"), client),
+            dry_run=lambda rule, client: self._record.count(DryRun(f"dry run of {rule}"), client),
         )
         self._offload = Offload(
             post=self._loop.post,
@@ -233,8 +218,8 @@ class Server:
             trusted=self._trusted,
             hosts=self._hosts(),
             limiter=self._limiter,
-            banned=self._is_banned,
-            ban_left_s=self._bans.remaining_s,
+            banned=self._record.is_banned,
+            ban_left_s=self._record.bans.remaining_s,
             auth=self._authenticator,
             checks=self._offload,
         )
@@ -250,10 +235,10 @@ class Server:
             lines=default_lines(self.settings.headers),
             post=self._loop.post,
             plan=self._loop.plan,
-            submit=self._file_pool.submit,
+            submit=self._storages.submit,
             submit_compression=self._compression_pool.submit,
             responded=self._limiter.responded,
-            outcome=self._log_outcome,
+            outcome=self._record.outcome,
         )
         return StaticFiles(self._mounts, self.settings.files, ctx)
 
@@ -268,7 +253,7 @@ class Server:
         self, file: SharedFile, start: int, count: int, done: Callable[[bytes | BaseException], None]
     ) -> bool:
         """Have a file thread read what the I/O thread would wait for. I/O thread."""
-        return self._file_pool.submit(lambda: file.read(start, count), done)
+        return self._storages.submit(file.storage, lambda: file.read(start, count), done)
 
     def _hosts(self) -> Sequence[str]:
         """Return the hosts that are served, none for all."""
@@ -329,7 +314,7 @@ class Server:
             self._app,
             self._date,
             self._pages,
-            self._log_outcome,
+            self._record.outcome,
             self._limiter.responded,
             # A thread that hangs is replaced, and may come back beside its replacement.
             multithread=settings.server.threads > 1 or settings.timeouts.app > 0,
@@ -353,9 +338,9 @@ class Server:
             dispatch=self._dispatch,
             withdraw=self._withdraw,
             responded=self._limiter.responded,
-            log_refusal=self._log_refusal,
-            log_cut=self._log_cut,
-            log_turned_away=self._log_turned_away,
+            log_refusal=self._record.refusal,
+            log_cut=self._record.cut,
+            log_turned_away=self._record.turned_away,
             give_way=self._give_way,
         )
         self._workers.start()
@@ -374,7 +359,9 @@ class Server:
         if path is None:
             return None
         operations = Operations(
-            self._loop.post, self._bans, lambda address: prefix_key(address, 32, self.settings.limits.ipv6_prefix)
+            self._loop.post,
+            self._record.bans,
+            lambda address: prefix_key(address, 32, self.settings.limits.ipv6_prefix),
         )
         control = ControlSocket(path, operations.commands())
         try:
@@ -402,13 +389,13 @@ class Server:
             request = connection.request
             if request is not None:  # else a worker has finished it in this moment
                 logger.warning("cut after %.1f s: %s", now - request.started, describe((connection, request)))
-                self._log_outcome(connection, request, 503, 0, "cut_at_stop")
+                self._record.outcome(connection, request, 503, 0, "cut_at_stop")
         self._loop.close()
-        self._refusal_log.flush(now)
+        self._record.flush(now)
         until = now if cut or self._stop_calls > 1 else now + LAST_WORDS_S
         self._workers.stop(until)
         self._offload.stop(until)
-        self._file_pool.stop(until)
+        self._storages.stop(until)
         self._compression_pool.stop(until)
 
     def stop(self) -> None:
@@ -517,94 +504,6 @@ class Server:
             self._failed = True
             self._loop.drain(self.settings.server.drain)  # not `stop`: if somebody else did, that was not their second
             self._loop.post(self._announce_drain)
-
-    def _log_outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
-        """Any thread."""
-        if request.logged:
-            return  # it was cut, and its worker has noticed only now
-        request.logged = True
-        headers = request.headers
-        self._access_log.write(
-            AccessEntry(
-                time.time(),
-                request.address or channel.peer[0],
-                request.command,
-                request.request_uri,
-                request.version,
-                status,
-                sent,
-                time.monotonic() - request.started,
-                request.request_id,
-                reason,
-                headers.get("HTTP_REFERER", ""),
-                headers.get("HTTP_USER_AGENT", ""),
-                request.user,
-            )
-        )
-
-    def _log_refusal(self, connection: Connection, request: Request, refusal: Refusal, sent: int) -> None:
-        """I/O thread."""
-        if self._debugging:  # in a flood, to find out that it is off would take as long as to parse the request
-            logger.debug("request %s of %s refused: %s", request.request_id, connection.peer[0], refusal.name)
-        self._log_outcome(connection, request, refusal.status, sent, refusal.name)
-        client = request.client or connection.client
-        self._count(refusal, client or connection.peer[0])
-        if refusal.offence and client:
-            self._add_offence(client, request.address or connection.peer[0])
-
-    def _log_cut(self, connection: Connection, request: Request | None, cut: Cut) -> None:
-        """I/O thread."""
-        logger.debug("connection of %s closed: %s", connection.peer[0], cut.name)
-        if request is not None:
-            self._log_outcome(connection, request, request.status or CLIENT_CLOSED_REQUEST, request.sent, cut.name)
-        self._count(cut, connection.client or connection.peer[0])
-
-    def _log_turned_away(self, refusal: Refusal, client: str, address: str) -> None:
-        """I/O thread."""
-        logger.debug("connection of %s refused: %s", address, refusal.name)
-        self._count(refusal, client or address)
-        if refusal.offence and client:
-            self._add_offence(client, address)
-
-    def _is_banned(self, client: str, address: str, now: float) -> bool:
-        """I/O thread. An exempt address may be one of a network that is banned because of others."""
-        return bool(client) and self._bans.banned(client, now) and not self._never_banned.contains(address)
-
-    def _add_offence(self, client: str, address: str) -> None:
-        """Have a client that was refused too often dropped from now on."""
-        if self._never_banned.contains(address):
-            return
-        now = time.monotonic()
-        if not self._bans.offence(client, now):
-            return
-        if not self._just_banned:
-            # Soon: one of its connections is just being answered. And all of a turn's bans at once.
-            self._loop.post(self._close_banned)
-        self._just_banned.add(client)
-        self._bans_not_said += 1
-        if now - self._ban_said_at >= BAN_LINE_S:
-            more = self._bans_not_said - 1
-            others = f"; so were {more:,} others since the last line like this" if more else ""
-            logger.warning("%s%s", self._bans.describe(client, now), others)
-            self._ban_said_at, self._bans_not_said = now, 0
-
-    def _close_banned(self, _now: float) -> None:
-        self._loop.close_banned(self._just_banned)
-        self._just_banned = set()
-
-    def _count(self, event: Refusal | Cut | DryRun, client: str) -> None:
-        now = time.monotonic()
-        if self._refusal_log.add(event, client, now):
-            self._set_refusal_timer(now)
-
-    def _sum_up_refusals(self, now: float) -> None:
-        self._refusal_log.due(now)
-        self._set_refusal_timer(now)
-
-    def _set_refusal_timer(self, now: float) -> None:
-        wait_s = self._refusal_log.wait_s(now)
-        if wait_s is not None:
-            self._refusal_timer.set(now + wait_s, now, self._loop)
 
 
 def run(

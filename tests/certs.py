@@ -88,7 +88,7 @@ class Authority:
         self.parent = parent
         key = new_key(kind)
         issuer, signer = (parent.name, parent.made.key) if parent else (self.name, key)
-        builder = _builder(self.name, issuer, key, -365 * DAY_S, 3650 * DAY_S)
+        builder = _builder(self.name, issuer, key, -365 * DAY_S, 3650 * DAY_S, signer)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         builder = builder.add_extension(_usage(ca=True), critical=True)
         above = [] if parent is None or parent.parent is None else [parent.made, *parent.made.above]
@@ -115,8 +115,8 @@ class Authority:
         """Sign a certificate for `names`, valid from and until so many seconds from now."""
         key = key or new_key(kind)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
-        builder = _builder(subject, self.name, key, not_before_s, not_after_s)
-        builder = _describe(builder, names, purposes, ca=ca)
+        builder = _builder(subject, self.name, key, not_before_s, not_after_s, self.made.key)
+        builder = _describe(builder, names, purposes, ca=ca, named=bool(common_name))
         above = [self.made, *self.made.above] if self.parent else []
         return Made(_sign(builder, self.made.key), key, above)
 
@@ -132,11 +132,15 @@ def self_signed(
 ) -> Made:
     key = new_key(kind)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    builder = _describe(_builder(subject, subject, key, not_before_s, not_after_s), names, purposes, ca=ca)
+    builder = _describe(
+        _builder(subject, subject, key, not_before_s, not_after_s, key), names, purposes, ca=ca, named=True
+    )
     return Made(_sign(builder, key), key)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: Key, start_s: float, end_s: float) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: Key, start_s: float, end_s: float, signer: Key
+) -> x509.CertificateBuilder:
     now = time.time()
     times = [dt.datetime.fromtimestamp(int(now + each), dt.UTC) for each in (start_s, end_s)]
     return (
@@ -148,16 +152,18 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: Key, start_s: float, en
         .not_valid_before(times[0])
         .not_valid_after(times[1])
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
 
 
 def _describe(
-    builder: x509.CertificateBuilder, names: Sequence[str], purposes: Sequence[str], *, ca: bool
+    builder: x509.CertificateBuilder, names: Sequence[str], purposes: Sequence[str], *, ca: bool, named: bool
 ) -> x509.CertificateBuilder:
     builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     builder = builder.add_extension(_usage(ca=ca), critical=True)
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
+        alternative = x509.SubjectAlternativeName([_general(name) for name in names])
+        builder = builder.add_extension(alternative, critical=not named)
     if purposes:
         kinds = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
         builder = builder.add_extension(x509.ExtendedKeyUsage([kinds[each] for each in purposes]), critical=False)

@@ -1,21 +1,24 @@
-"""Debian's ACME test server for tests: a real CA on loopback that proves names by asking the test itself."""
+"""CAs on loopback for tests: Debian's ACME test server, which proves names by asking the test, and one of our own."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime as dt
 import http.server
 import ipaddress
 import json
 import os
+import secrets
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from cryptography import x509
@@ -278,3 +281,137 @@ def answering_tls(challenges: Challenges, port: int, ordinary: ssl.SSLContext) -
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE_S)
         listener.close()
+
+
+class Reply(Exception):  # noqa: N818 (it is an answer, and raised only to get out of whatever makes the usual one)
+    def __init__(self, status: int, body: object = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status)
+        self.status, self.body, self.headers = status, body, headers or {}
+
+
+def problem(status: int, code: str, detail: str = "no", **headers: str) -> Reply:
+    body = {"type": f"urn:ietf:params:acme:error:{code}", "detail": detail}
+    return Reply(status, body, {"Content-Type": "application/problem+json", **headers})
+
+
+class ScriptedCA:
+    """What pebble cannot be made to say: a CA that proves nothing, signs everything, and says what a test wants.
+
+    `said` has what it was sent, path and payload; `script` what it says instead of its usual answer to a path, each
+    once and in order; a function is called with the payload and its result is the reply. Signatures are not looked at.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = make_authority()
+        self.said: list[tuple[str, Any]] = []
+        self.script: dict[str, list[Reply | Callable[[Any], Reply]]] = {}
+        self.window: tuple[str, str] | None = None
+        self.chain: Callable[[x509.CertificateSigningRequest], bytes] = self.sign
+        self._orders: list[dict[str, Any]] = []
+        self._certificates: list[bytes] = []
+        key = ec.generate_private_key(ec.SECP256R1())
+        pair = directory / "scripted-site.pem"
+        pair.write_bytes(pem_of(key) + self.authority.issue(("127.0.0.1",), key))
+        self.ca_file = directory / "scripted-ca.pem"
+        self.ca_file.write_bytes(self.authority.pem)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair)
+        ca = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                self.request = context.wrap_socket(self.request, server_side=True)
+                super().setup()
+
+            def do_GET(self) -> None:
+                ca._handle(self, None)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def do_POST(self) -> None:
+                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                payload = base64.urlsafe_b64decode(sent["payload"] + "==")
+                ca._handle(self, json.loads(payload) if payload else None)
+
+            def log_message(self, *_: object) -> None: ...
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None: ...  # clients go away in the middle of a handshake
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"https://127.0.0.1:{self._server.server_port}/dir"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join(PATIENCE_S)
+        self._server.server_close()
+
+    def sign(self, request: x509.CertificateSigningRequest) -> bytes:
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        key = request.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return self.authority.issue(tuple(names.get_values_for_type(x509.DNSName)), key, days=(-0.01, 60))
+
+    def sent_to(self, path: str) -> list[Any]:
+        return [payload for each, payload in self.said if each == path]
+
+    def _handle(self, handler: http.server.BaseHTTPRequestHandler, payload: Any) -> None:
+        path = handler.path
+        self.said.append((path, payload))
+        try:
+            if scripted := self.script.get(path):
+                reply = scripted.pop(0)
+                raise reply if isinstance(reply, Reply) else reply(payload)
+            reply = self._usual(path, payload)
+        except Reply as said:
+            reply = said
+        body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        handler.send_response(reply.status)
+        headers = {"Replay-Nonce": secrets.token_urlsafe(8), "Content-Type": "application/json"} | reply.headers
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    def _usual(self, path: str, payload: Any) -> Reply:
+        base = self.url.removesuffix("/dir")
+        kind, _, number = path.removeprefix("/").partition("/")
+        if kind == "dir":
+            directory = {"newNonce": f"{base}/nonce", "newAccount": f"{base}/account", "newOrder": f"{base}/order"}
+            return Reply(200, directory | ({"renewalInfo": f"{base}/renewal"} if self.window else {}))
+        if kind == "renewal" and self.window:
+            return Reply(200, {"suggestedWindow": {"start": self.window[0], "end": self.window[1]}})
+        if kind == "account":
+            return Reply(201, {"status": "valid"}, {"Location": f"{base}/account/1"})
+        if kind == "order":
+            if not number:
+                number = str(len(self._orders))
+                order = {"status": "ready", "authorizations": [], "finalize": f"{base}/finalize/{number}"}
+                self._orders.append(order | {"identifiers": payload["identifiers"]})
+            location = f"{base}/order/{number}"
+            return Reply(201, self._orders[int(number)], {"Location": location})
+        if kind == "finalize":
+            request = x509.load_der_x509_csr(base64.urlsafe_b64decode(payload["csr"] + "=="))
+            self._certificates.append(self.chain(request))
+            url = f"{base}/certificate/{len(self._certificates) - 1}"
+            self._orders[int(number)] |= {"status": "valid", "certificate": url}
+            return Reply(200, self._orders[int(number)])
+        if kind == "certificate":
+            return Reply(200, self._certificates[int(number)], {"Content-Type": "application/pem-certificate-chain"})
+        return Reply(200 if kind == "nonce" else 404, b"")
+
+
+@contextlib.contextmanager
+def scripted_ca(directory: Path) -> Iterator[ScriptedCA]:
+    ca = ScriptedCA(directory)
+    try:
+        yield ca
+    finally:
+        ca.stop()

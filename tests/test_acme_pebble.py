@@ -387,8 +387,8 @@ def test_a_ca_whose_own_certificate_is_not_trusted_is_not_talked_to(shared: Pebb
 
 
 def test_names_are_proven_by_handshakes_where_only_443_is_open(shared: Pebble, state: Path, tmp_path: Path) -> None:
-    from tests.pebble import make_authority, pem_of
     from hardserve.tls.acme.pki import new_key
+    from tests.pebble import make_authority, pem_of
 
     key = new_key()
     pair = tmp_path / "ordinary.pem"

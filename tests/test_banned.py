@@ -125,7 +125,7 @@ def test_what_no_browser_does_leads_to_a_ban(request_bytes: bytes, status: int, 
             with running.connect("127.0.0.2") as client:
                 client.send(request_bytes)
                 assert client.response().status == status
-        eventually(lambda: len(running.server._bans.list(0.0)) == 1)
+        eventually(lambda: len(running.server._record.bans.list(0.0)) == 1)
         assert not is_let_in(running.connect, "127.0.0.2")
 
 
@@ -150,7 +150,7 @@ def test_what_a_person_may_do_does_not(target: str, method: str, body: bytes, st
 def test_bans_grow() -> None:
     """Each is ended by hand at the moment it began: time is what this test has none of."""
     with banning(ban_after=1, ban_for="1m", ban_ceiling="3m") as running:
-        bans = running.server._bans
+        bans = running.server._record.bans
         table = bans._banned[hash("127.0.0.2") & bans._mask]
 
         def end(now: float) -> None:

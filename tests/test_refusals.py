@@ -143,12 +143,12 @@ def bring_about(refusal: Refusal, running: Running, stack: contextlib.ExitStack)
         assert stack.enter_context(running.connect()).get("/").status == 200
     if refusal is refusals.BANNED:
         for _ in range(10):
-            running.server._bans.offence("192.0.2.1", time.monotonic())
+            running.server._record.bans.offence("192.0.2.1", time.monotonic())
     if refusal is refusals.PASSWORDS_BUSY:
         eventually(lambda: hasattr(running.server, "_offload"))
         running.server._offload._trying["127.0.0.1"] = 1000
     if refusal is refusals.FILES_BUSY:
-        eventually(lambda: running.server._file_pool.stop(time.monotonic()))
+        eventually(lambda: running.server._storages.pool("/files").stop(time.monotonic()))
     if refusal is refusals.FILES_SLOW:
         release, held = threading.Event(), threading.Semaphore(0)
         stack.callback(release.set)
@@ -157,7 +157,7 @@ def bring_about(refusal: Refusal, running: Running, stack: contextlib.ExitStack)
             held.release()
             assert release.wait(PATIENCE_S)
 
-        pool, count = running.server._file_pool, running.server.settings.files.readers
+        pool, count = running.server._storages.pool("/files"), running.server.settings.files.readers
         running.server._loop.post(lambda _now: [pool.submit(hold, lambda _: None) for _ in range(count)])
         assert all(held.acquire(timeout=PATIENCE_S) for _ in range(count))
 

@@ -277,7 +277,7 @@ STEPS = [
 ]
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(STEPS), max_size=8), st.sampled_from(["files/", "app/", "", "elsewhere/", "public/"]))
 def test_no_name_that_a_client_can_choose_leads_to_bait(site: Site, steps: list[str], start: str) -> None:
     name = "/".join(steps)

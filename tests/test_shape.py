@@ -38,11 +38,13 @@ ALLOWED: dict[str, set[str]] = {
     "ops": EVERYBODYS,
     "checks": EVERYBODYS,
     "files": EVERYBODYS,
+    "tls": EVERYBODYS,
     "passwd": EVERYBODYS | {"checks"},
     "demo": EVERYBODYS,
     "mounting": EVERYBODYS | {"configfiles", "files", "loader"},
+    "record": EVERYBODYS | {"edge", "ops", "wsgi"},
     "server": EVERYBODYS
-    | {"mounting"}
+    | {"mounting", "record"}
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
     "cli": EVERYBODYS | {"describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
     "__main__": {"cli"},

@@ -187,8 +187,13 @@ def static_files(running: Running) -> StaticFiles:
     return files
 
 
+def file_pool(running: Running) -> Pool:
+    """Return the threads of the first mount."""
+    return running.server._storages.pool(running.server.files[0])
+
+
 def held_file_threads(running: Running) -> contextlib.AbstractContextManager[Callable[[], None]]:
-    return held(running, running.server._file_pool)
+    return held(running, file_pool(running))
 
 
 @contextlib.contextmanager
@@ -612,7 +617,7 @@ def without_rights(running: Running) -> Iterator[None]:
 
     def become(user: int) -> None:
         done = threading.Event()
-        pool = running.server._file_pool
+        pool = file_pool(running)
         job: Callable[[], object] = lambda: libc.setfsuid(user)  # noqa: E731
         running.server._loop.post(lambda _now: pool.submit(job, lambda _result: done.set()) and None)
         assert done.wait(PATIENCE_S)
@@ -1496,7 +1501,7 @@ def test_who_is_there_when_the_server_stops_is_answered(tmp_path: Path) -> None:
             assert idle.get("/m/a.bin").body == b"a"
             with held_file_threads(running) as release:
                 waiting.send(b"GET /m/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n")
-                eventually(lambda: running.server._file_pool.waiting() == 1)
+                eventually(lambda: file_pool(running).waiting() == 1)
                 running.server.stop()
                 eventually(lambda: running.server._loop._ctx.draining)
                 response = idle.get("/m/a.bin")
@@ -1526,7 +1531,7 @@ def test_a_client_that_leaves_while_its_file_is_looked_at_leaves_nothing_behind(
         with held_file_threads(running):
             client = running.connect()
             client.send(b"GET /m/big.bin HTTP/1.1\r\nHost: a\r\n\r\n")
-            eventually(lambda: running.server._file_pool.waiting() == 1)
+            eventually(lambda: file_pool(running).waiting() == 1)
             gone = next(each for each in running.server._loop.connections if each.request is not None)
             client.reset()
             eventually(lambda: gone.phase is CLOSED)
@@ -1611,7 +1616,7 @@ def test_many_who_ask_at_once_have_it_looked_at_once(tmp_path: Path) -> None:
             for number, client in enumerate(clients):
                 client.send(b"GET /m/a.bin HTTP/1.1\r\nHost: a\r\nRange: bytes=%d-\r\n\r\n" % number)
             eventually(lambda: len(static_files(running)._looking.get("/m/a.bin", ())) == 20)
-            assert running.server._file_pool.waiting() == 1
+            assert file_pool(running).waiting() == 1
         assert [client.response().body for client in clients] == [DIGITS[number:] for number in range(20)]
 
 

@@ -36,6 +36,8 @@ from hardserve.refusals import FILE_CHANGED, FILE_UNREADABLE
 
 # As far as Linux reads ahead, unless it was told otherwise.
 PROBED_BYTES = 131072
+# The end of a file is taken into memory before it is looked at for the last time.
+TAIL_BYTES = 4096
 READ_MIN_BYTES = 16384
 READ_MAX_BYTES = 262144
 
@@ -141,10 +143,18 @@ class OutgoingFile:
         count = 0 if self._unsendable else self._cache.holds(self.file.descriptor, self.start, most)
         if not count:
             return None
-        if not self._begun or count == self.length:
-            # The file system has just told that it answers from memory: this does not wait either.
+        # The file system has just told that it answers from memory: none of this waits either.
+        if not self._begun:
             self.file.check()
             self._begun = True
+        if count == self.length:
+            if count <= TAIL_BYTES:
+                self.data = memoryview(self.file.read(self.start, count))
+                return 0
+            count -= TAIL_BYTES
+        return self._send_through_kernel(send_file, count)
+
+    def _send_through_kernel(self, send_file: Callable[[int, int, int], int | None], count: int) -> int | None:
         try:
             sent = send_file(self.file.descriptor, self.start, count)
         except OSError as error:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import IO, TYPE_CHECKING
 
-from hardserve.edge.fileparts import OutgoingFile
+from hardserve.edge.fileparts import TAIL_BYTES, OutgoingFile
 from hardserve.protocol import FileFailedError
 
 if TYPE_CHECKING:
@@ -301,7 +301,10 @@ class Outbox:
                 self.cold_since = monotonic()
                 return False
             self.taken += left
-            if left < most:
+            if part.data is not None:
+                self.memory += len(part.data)
+                self._budget.keep_response(len(part.data))
+            elif left < most - TAIL_BYTES:
                 return False
         part.release()
         return True

@@ -43,7 +43,8 @@ above a plain connection after a few small requests, and up to 45 after large tr
 
 The handshake. `advance` reads and writes, on the I/O thread, and says what is needed next; `compute` is the expensive
 part, on any thread; in between the connection does not read. `advance` asks for `compute` only when the peer's message
-is whole, so that a ClientHello that is dripped byte by byte costs as much as one that is not, and its deadline.
+is whole, so that a ClientHello that is dripped byte by byte costs as much as one that is not, and its deadline. Once
+the private key has been used, what is left is cheap, and done at once, unless there is a client certificate to verify.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ import ssl
 import struct
 import termios
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from hardserve.edge.transport import HELD_BYTES, HeldCalls, PlainTransport
@@ -85,12 +88,24 @@ KEPT_UNSENT_BYTES = 1 << 20
 MAX_HANDSHAKE_BYTES = 65536
 # Its pieces: a step is computed for each flight, and there are two or three.
 MAX_STEPS = 32
+# A first answer of the server that is longer than this has its certificate, or resumes: it is no HelloRetryRequest,
+# which is cheap, and has the client begin anew.
+RETRY_BYTES = 200
+# A step that takes no longer is computed on the I/O thread, if what it has computed in this turn is below the other: to
+# hand it to a helper and back takes half as long. (P-256 on a server 0.1 to 0.2 ms; RSA 4096 four, on a Pi forty.)
+INLINE_S = 0.0004
+INLINE_PER_TURN_S = 0.001
+COST_FADES = 0.98
 # Alerts that a peer has provoked and does not read.
 MAX_UNREAD_ALERT_BYTES = 4096
 # How much the ratio of plaintext to what is on the wire remembers: about what the kernel holds.
 RATIO_BYTES = 262144
 
 _HANDSHAKE_RECORD = 0x16  # content type (RFC 8446 5.1)
+_HANDSHAKE_FAILURE = b"\x15\x03\x03\x00\x02\x02\x28"  # a fatal alert
+_SUPPORTED_GROUPS, _KEY_SHARE = 10, 51  # extensions
+# The first bytes of groups: elliptic curves, and those with a part that quantum computers do not break; RFC 7919.
+_CURVES, _FFDHE = frozenset({0x00, 0x11}), 0x01
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _ALERTS = ("SSLV3_ALERT_", "TLSV1_ALERT_", "TLSV13_ALERT_")
 # OpenSSL's names for what has a better one.
@@ -144,9 +159,9 @@ class TlsTransport:
     """
 
     __slots__ = (
-        "_before", "_broken", "_computing", "_ended", "_held", "_held_back", "_hello_seen", "_incoming", "_lock",
-        "_more", "_outcome", "_outgoing", "_owed", "_piece", "_plain_bytes", "_shake_bytes", "_shut", "_shut_sent",
-        "_socket", "_steps", "_tls", "_unsent", "_wire_bytes", "facts", "truncated",
+        "_before", "_broken", "_computing", "_costly", "_ended", "_held", "_held_back", "_hello_seen", "_incoming",
+        "_lock", "_more", "_outcome", "_outgoing", "_owed", "_piece", "_plain_bytes", "_shake_bytes", "_shut",
+        "_shut_sent", "_socket", "_steps", "_tls", "_unsent", "_verifies", "_wire_bytes", "facts", "truncated",
     )  # fmt: skip
 
     def __init__(
@@ -166,7 +181,9 @@ class TlsTransport:
         self._hello_seen = False
         self._shake_bytes = 0
         self._steps = 0
-        self._computing = False  # a helper has the SSL object
+        self._verifies = context.verify_mode != ssl.CERT_NONE
+        self._costly = True  # the private key has not been used yet, or a certificate is to be verified
+        self._computing = False  # whoever calls `compute` has the SSL object
         self._outcome: Need | Exception | None = None  # of the last `compute`
         # Reading.
         self._more = False
@@ -197,9 +214,18 @@ class TlsTransport:
         "compute": `compute` is to be called, by any thread, and then this again. "read", "write": this again when the
         socket is ready for it. "done". Raises HandshakeError, PlainHttpError among them, and OSError for the socket.
         """
+        while True:
+            if self._outcome is None:
+                need = self._gather()
+                if need != "compute" or self._costly:
+                    return need
+                self.compute()  # what is left is cheap
+            if (stage := self._take_outcome()) is not None:
+                return stage
+
+    def _take_outcome(self) -> Literal["write", "done"] | None:
+        """Send what `compute` has come to; None if there is more to be read."""
         outcome = self._outcome
-        if outcome is None:
-            return self._gather()
         self._computing = False
         try:
             flushed = self._flush()  # with a failure, the alert
@@ -218,7 +244,7 @@ class TlsTransport:
             self._more = self._incoming.pending > 0
             return "done"
         self._outcome = None
-        return self._gather()
+        return None
 
     def _gather(self) -> Need:
         """Take what has arrived of the peer's next message."""
@@ -240,9 +266,17 @@ class TlsTransport:
         if self._shake_bytes > MAX_HANDSHAKE_BYTES:
             raise HandshakeError("handshake too large")
         self._held_back += data
-        if not _is_whole(self._held_back, hello=not self._hello_seen):
+        if not self._hello_seen:
+            hello = _message(self._held_back)
+            if hello is None:
+                return "read"
+            self._hello_seen = True
+            if _asks_for_ffdhe(hello):
+                with contextlib.suppress(OSError):
+                    self._send_raw(_HANDSHAKE_FAILURE)
+                raise HandshakeError("asks for a costly group")
+        elif not _has_record(self._held_back):
             return "read"
-        self._hello_seen = True
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise HandshakeError("handshake in too many pieces")
@@ -258,9 +292,16 @@ class TlsTransport:
             self.facts = self._learn()
             self._outcome = "done"
         except ssl.SSLWantReadError:
+            if self._outgoing.pending > RETRY_BYTES and not self._verifies:
+                self._costly = False
             self._outcome = "read"
         except Exception as error:  # whatever it is, it ends this handshake and not the thread
             self._outcome = error
+
+    @property
+    def computing(self) -> bool:
+        """Whether `compute` is due or running, so that nothing else may be called but `close`. I/O thread."""
+        return self._computing and self._outcome is None
 
     def handshake(self) -> Literal["read", "write", "done"]:
         """As `advance`, computing at once, on the calling thread."""
@@ -529,26 +570,57 @@ class TlsTransport:
             self._socket.close()
 
 
-def _is_whole(data: bytearray, *, hello: bool) -> bool:
-    """Return whether OpenSSL can do something with `data`: with `hello`, a whole first message, else a record.
+def _has_record(data: bytearray) -> bool:
+    """Return whether there is a whole record, so that OpenSSL can do something with it."""
+    return len(data) >= 5 and len(data) >= 5 + int.from_bytes(data[3:5], "big")
 
-    Messages may be cut into records at any byte (RFC 8446 5.1). What is malformed is whole: OpenSSL says what is wrong.
+
+def _message(data: bytearray) -> bytes | None:
+    """Return the first handshake message, None while it is not all here.
+
+    Messages may be cut into records at any byte (RFC 8446 5.1). Of what is malformed, what is here: OpenSSL says why.
     """
     at = 0
-    message = bytearray()
+    message = b""
     while at + 5 <= len(data):
         end = at + 5 + int.from_bytes(data[at + 3 : at + 5], "big")
-        if data[at] != _HANDSHAKE_RECORD or end - at - 5 > READ_BYTES:
-            return True
+        if data[at] != _HANDSHAKE_RECORD or end - at > READ_BYTES:
+            return message
         if end > len(data):
-            return False
-        if not hello:
-            return True
+            return None
         message += data[at + 5 : end]
         if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4], "big"):
-            return True
+            return message
         at = end
-    return False
+    return None
+
+
+def _asks_for_ffdhe(hello: bytes) -> bool:
+    """Return whether OpenSSL would answer a ClientHello with finite-field Diffie-Hellman (RFC 7919).
+
+    It has those groups in TLS 1.3, Python cannot take them out, and a client that asks for the largest has the server
+    compute a hundred times as long as for any other. No client does that by itself. OpenSSL takes the first share that
+    it can use, and if there is none, of the groups its own favourite.
+    """
+    body = memoryview(hello)[4 + 2 + 32 :]  # type and length, version, random
+    for width in (1, 2, 1):  # session id, cipher suites, compression methods
+        body = body[width + int.from_bytes(body[:width], "big") :]
+    body = body[2:]
+    only_ffdhe = False
+    while len(body) >= 4:
+        kind, size = int.from_bytes(body[:2], "big"), int.from_bytes(body[2:4], "big")
+        value = body[4 : 4 + size]
+        body = body[4 + size :]
+        if kind == _SUPPORTED_GROUPS:
+            groups = [value[at] for at in range(2, len(value), 2)]
+            only_ffdhe = _FFDHE in groups and not any(high in _CURVES for high in groups)
+        elif kind == _KEY_SHARE:
+            at = 2
+            while at + 4 <= len(value):
+                if value[at] == _FFDHE:
+                    return True
+                at += 4 + int.from_bytes(value[at + 2 : at + 4], "big")
+    return only_ffdhe
 
 
 def _reason(error: Exception) -> str:
@@ -641,7 +713,10 @@ class _Step:
 
 
 class Handshaker:
-    """Has a few helper threads compute the steps of handshakes, so that they hold up nobody but each other.
+    """Has the steps of handshakes computed so that they hold up nobody but each other: by helper threads.
+
+    Only where the server's keys have shown that they are cheap on this machine, one is computed at once, and a few more
+    in the same turn. A single RSA 4096 key ends that for all: what is remembered is the longest of late.
 
     A handshake is the most that a stranger can have a server compute for nothing. So each client has a queue of its
     own, and they take turns: one that begins five hundred delays another by one. Begun ones are finished first. No more
@@ -676,6 +751,9 @@ class Handshaker:
         self._with_pool = 0
         self._full_at = 0.0  # when the bucket of `per_second` is full again
         self._planned = False
+        self._cost_s = INLINE_S * 2  # nothing is known yet
+        self._turn = 0.0
+        self._turn_s = 0.0  # computed on the I/O thread in this turn
 
     def __repr__(self) -> str:
         return (
@@ -697,6 +775,11 @@ class Handshaker:
         Neither is called for one that is not `wanted` any more when its turn comes. `client` "" is nobody in
         particular. `begun` is any step but the first.
         """
+        if self._is_cheap(now) and (begun or self._may_begin(now)):
+            self._timed(compute)
+            self._turn_s += self._cost_s
+            done(now)
+            return True
         step = _Step(compute, done, wanted)
         if begun:
             self._begun.append(step)
@@ -713,6 +796,20 @@ class Handshaker:
         self._hand_on(now)
         return True
 
+    def _is_cheap(self, now: float) -> bool:
+        if now != self._turn:
+            self._turn, self._turn_s = now, 0.0
+        return self._cost_s <= min(INLINE_S, INLINE_PER_TURN_S - self._turn_s) and not (self._waiting or self._begun)
+
+    def _timed(self, compute: Callable[[], None]) -> None:
+        """Call `compute` and learn what it costs in processor time, which tells more than how long it took. Any thread.
+
+        Two threads may both have just learnt something, and one is lost.
+        """
+        began = time.thread_time()
+        compute()
+        self._cost_s = max(time.thread_time() - began, self._cost_s * COST_FADES)
+
     def _hand_on(self, now: float) -> None:
         while self._with_pool < self._room:
             step = self._begun.popleft() if self._begun else self._next_new(now)
@@ -720,7 +817,7 @@ class Handshaker:
                 return
             if step.wanted():
                 self._with_pool += 1
-                if not self._pool.submit(step.compute, self._computed(step)):
+                if not self._pool.submit(partial(self._timed, step.compute), self._computed(step)):
                     # No thread can be had, or the server ends: whoever waits has a deadline.
                     self._with_pool -= 1
                     self._begun.appendleft(step)

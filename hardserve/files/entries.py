@@ -32,6 +32,8 @@ COMPRESS_MAX_BYTES = 8 << 20
 WORTH = 0.9
 # About what an entry takes besides the bodies in it.
 ENTRY_BYTES = 2048
+# How often a file is looked at that is replaced while it is: one that is renamed into its place is there the next time.
+ATTEMPTS = 4
 
 # Size, time of modification and of the last change to anything about it, and which file it is.
 Signature = tuple[int, int, int, int]
@@ -121,8 +123,16 @@ class Examiner:
     def examine(self, place: Place, path: str, old: Entry | None) -> Entry:
         """Find out what is at `place`, which `path` leads to; return `old` if that has not changed.
 
-        Raises OSError where that cannot be told.
+        Raises OSError where that cannot be told, FileChangedError where it does not hold still.
         """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._examine(place, path, old)
+            except FileChangedError:
+                pass
+        return self._examine(place, path, old)
+
+    def _examine(self, place: Place, path: str, old: Entry | None) -> Entry:
         mount, parts = place.mount, place.parts
         try:
             if not place.servable:

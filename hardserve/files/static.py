@@ -87,11 +87,18 @@ class Asker(Protocol):
     ) -> bool: ...
 
 
+class Compress(Protocol):
+    """Has a job done by the thread that compresses. See pool.Pool."""
+
+    def __call__(self, job: Callable[[], ResultT], done: Callable[[ResultT | BaseException], None], /) -> bool: ...
+
+
 class Submit(Protocol):
-    """Has a job done by a file thread. See pool.Pool."""
+    """Has a job done by a file thread of some storage. See files.storages."""
 
     def __call__(
         self,
+        storage: str,
         job: Callable[[], ResultT],
         done: Callable[[ResultT | BaseException], None],
         wanted: Callable[[], bool] = ...,
@@ -142,7 +149,7 @@ class FileContext:
     post: Callable[[Callable[[float], None]], None]  # an action for the I/O thread
     plan: Callable[[float, Callable[[float], None]], None]  # one at a moment (monotonic seconds)
     submit: Submit
-    submit_compression: Submit  # which takes long, and must not hold up whoever waits for a file
+    submit_compression: Compress  # which takes long, and must not hold up whoever waits for a file
     responded: Callable[[Any, int], None]  # a request's `rate_slots`, and the status that is about to leave
     outcome: Callable[[Any, Any, int, int, str], None]  # asker, request, status, bytes that left, reason if not all
 
@@ -204,7 +211,7 @@ class StaticFiles:
             def done(result: Entry | BaseException) -> None:
                 self._ctx.post(partial(self._looked, path, result))
 
-            if not self._ctx.submit(partial(self._examiner.examine, place, path, old), done):
+            if not self._ctx.submit(place.mount.url, partial(self._examiner.examine, place, path, old), done):
                 # What was there a moment ago is better than nothing.
                 return refusals.FILES_BUSY if old is None else self._respond(asker, request, path, old, now)
             waiting = self._looking[path] = _Waiting()
@@ -425,15 +432,16 @@ class StaticFiles:
             if signature_of(file.stat) != representation.signature:
                 file.close()
                 raise FileChangedError
-            return SharedFile(file.descriptor, file.size, file.mtime_ns, path)
+            return SharedFile(file.descriptor, file.size, file.mtime_ns, path, storage=entry.mount.url)
 
         def done(result: SharedFile | BaseException) -> None:
             self._ctx.post(partial(self._opened, asker, request, path, representation, result))
 
         request.file_tries += 1
-        if request.file_tries > MAX_TRIES or not self._ctx.submit(job, done, partial(asker.awaits, request)):
-            return refusals.FILES_BUSY
-        asker.await_file(now)
+        asker.await_file(now)  # before anybody asks whether it still waits
+        wanted = partial(asker.awaits, request)
+        if request.file_tries > MAX_TRIES or not self._ctx.submit(entry.mount.url, job, done, wanted):
+            asker.decided(request, refusals.FILES_BUSY, now)
         return True
 
     def _opened(

@@ -97,6 +97,14 @@ def day(seconds: float) -> str:
         return "never"
 
 
+def minute(seconds: float) -> str:
+    """Write a time to the minute, in UTC: 2026-11-26 03:04."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+    except (OverflowError, ValueError, OSError):
+        return "never"
+
+
 def fingerprint_of(der: bytes) -> str:
     return hashlib.sha256(der).digest().hex(":").upper()
 
@@ -106,7 +114,7 @@ def judge(pair: Pair, now: float) -> tuple[list[str], list[str]]:
     if now >= pair.not_after:
         return [f"the certificate in {pair.certificate} has expired, on {day(pair.not_after)}"], []
     if now < pair.not_before:
-        when = f"not valid before {day(pair.not_before)}, and by this machine's clock it is {day(now)}"
+        when = f"not valid before {minute(pair.not_before)}, and by this machine's clock it is {minute(now)}"
         return [], [f"the certificate in {pair.certificate} is {when}: served all the same, as the clock may be wrong"]
     return [], []
 

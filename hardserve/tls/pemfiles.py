@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import pwd
 import re
@@ -123,11 +124,13 @@ def _contents(files: PairFiles, held: dict[Path, bytes], warnings: list[str]) ->
 def _read_bounded(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
     # Non-blocking is for what is no regular file.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(fd, "rb") as file:
+    with contextlib.ExitStack() as closing:
+        closing.callback(os.close, fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise CertificateError([f"{path} is no regular file"])
-        data = file.read(limit + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
     if len(data) > limit:
         raise CertificateError([f"{path} is larger than {limit} bytes, so it is not what it should be"])
     return data, status

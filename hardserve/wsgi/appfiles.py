@@ -59,6 +59,23 @@ class ResponseRefusedError(Exception):
 Body = Sequence[bytes | FilePart]
 
 
+class _WrappedFile(SharedFile):
+    """A file that an app has opened. It may be a log, which grows while it is sent: what there was stays as it was.
+
+    Written over, it is another one, as far as its size and its time tell.
+    """
+
+    __slots__ = ()
+
+    def check(self) -> None:
+        try:
+            status = os.fstat(self.descriptor)
+        except OSError:
+            status = None
+        if status is None or status.st_size <= self.size:
+            super().check()
+
+
 def wrapped_file(wrapper: FileWrapper, length: int | None) -> FilePart | None:
     """Return the rest of a regular file that an app has wrapped, or as much of it as its head promises.
 
@@ -83,7 +100,7 @@ def wrapped_file(wrapper: FileWrapper, length: int | None) -> FilePart | None:
     except (OSError, ValueError):  # none that can be told its place, or none any more
         return None
     name = source.name if isinstance(getattr(source, "name", None), str) else "a file of the app's"
-    return FilePart(SharedFile(own, status.st_size, status.st_mtime_ns, name), start, end)
+    return FilePart(_WrappedFile(own, status.st_size, status.st_mtime_ns, name), start, end)
 
 
 def _reads_as_it_is(source: Any) -> bool:

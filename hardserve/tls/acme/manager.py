@@ -9,7 +9,8 @@ another process with the same directory, the decisions are the same.
 
 Only one process orders. It takes the lock, looks again whether there is still anything to do, and notes that it begins
 before it asks the CA for anything, so that even a server that crashes at each attempt keeps to the CA's limits. The
-others see at their next look that `current` is another version, and hand that over.
+others see at their next look that `current` is another version, and hand that over. Should it be one that they would
+not have ordered, for other names or from another CA, they leave the directory to whoever did.
 
 A failure is noted, logged with the days that are left, and tried again later. It touches nothing else: the certificate
 in use is replaced by a better one, or stays. A state directory that cannot be written to is a failure like others,
@@ -94,7 +95,8 @@ class Manager:
         self._forced = False
         self._woken = False
         # The thread's, and `start`'s before there is one.
-        self._handed_over = ""
+        self._handed_over = ""  # the version that was, or that was of no use at the start
+        self._left_alone = ""  # the version of somebody else, who wants another certificate in the same place
         self._unwritten: Schedule | None = None  # what could not be noted
 
     def __repr__(self) -> str:
@@ -108,6 +110,8 @@ class Manager:
         """
         held = self._state.held()
         usable = held is not None and held.not_after > self._clock()
+        if held is not None:
+            self._handed_over = held.version
         if held is not None and usable:
             self._hand_over(held)
         self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
@@ -167,6 +171,9 @@ class Manager:
     def _turn(self) -> float:
         """Do what is to be done, and return when to look again."""
         self._take_over()
+        if self._left_alone:
+            self._calm()
+            return math.inf
         step = self._step()
         if isinstance(step, Wait):
             return step.until
@@ -175,9 +182,10 @@ class Manager:
             with self._state.lock() as ours:
                 if not ours:
                     return math.inf  # another process is at it
-                self._take_over()
-                step = self._step()  # which may have had something to do until now
-                self._do(step)
+                self._take_over()  # that one may have had something to do until now
+                step = self._step()
+                if not self._left_alone:
+                    self._do(step)
         except OSError as error:
             if isinstance(step, Ask):
                 logger.warning("%s", self._unwritable(error))
@@ -213,7 +221,20 @@ class Manager:
     def _take_over(self) -> None:
         """Hand over what is held, if it was not before."""
         held = self._state.held()
-        if held is not None and held.version != self._handed_over and held.not_after > self._clock():
+        if held is None or held.version in (self._handed_over, self._left_alone):
+            return
+        if not schedule.serves(self._wanted, held):
+            # Two that replace each other's certificates would do so until the CA's limits stop them. The one that was
+            # started later has the newer settings.
+            self._left_alone = held.version
+            logger.warning(
+                "another server keeps a certificate for %s in %s: this one orders no more until it is restarted",
+                ", ".join(held.names),
+                self._state.path,
+            )
+            return
+        self._left_alone = ""
+        if held.not_after > self._clock():
             self._hand_over(held)
             self._calm()
 
@@ -259,24 +280,25 @@ class Manager:
     def _order(self, step: Order) -> None:
         before = self._schedule()
         pace = self._settings.pace
-        self._note(schedule.failed(before, "refused", "an attempt was broken off", None, self._clock(), 0.0, pace))
+        begun = schedule.failed(before, "refused", "an attempt was broken off", None, self._clock(), 0.0, pace)
         logger.info("ordering a certificate for %s: %s", ", ".join(self._wanted.names), step.why)
         try:
+            self._note(begun)
             new = self._install(self._obtain(self._state.held(), before))
         except AcmeError as error:
             self._failed(error, before)
         except OSError as error:
             self._failed(self._unwritable(error), before)
         except StoppedError:
-            self._note(before)  # nothing has failed
+            with contextlib.suppress(OSError):
+                self._note(before)  # nothing has failed
             raise
         else:
             logger.info("new certificate for %s, valid until %s", ", ".join(new.names), _date(new.not_after))
-            with contextlib.suppress(OSError):  # the disk may be full just now: it is remembered
+            with contextlib.suppress(OSError):  # what cannot be written now is remembered, and tidied the next time
                 self._note(schedule.succeeded(before, self._clock()))
+                self._state.tidy()
             self._take_over()
-            self._state.forget_order()
-            self._state.tidy()
 
     def _obtain(self, held: Held | None, before: Schedule) -> Issued:
         account = self._account()

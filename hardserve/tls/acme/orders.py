@@ -173,8 +173,8 @@ class Ordering:
     def obtain(self, request: Request) -> Issued:
         """Return a certificate for all names. Raises AcmeError, OSError, and StoppedError.
 
-        The order stays in memory until its certificate is there, or can never be: call `Memory.forget_order` when the
-        certificate has been put where it belongs.
+        The order stays in memory until its certificate can never come, or has been put where it belongs, which whoever
+        does that makes known with `Memory.forget_order`.
         """
         pending, order = self._begin(request)
         try:

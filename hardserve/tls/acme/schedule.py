@@ -122,8 +122,9 @@ def due_at(wanted: Wanted, held: Held | None, schedule: Schedule) -> tuple[str, 
     """Return why a certificate is to be ordered, and from when on."""
     if held is None:
         return "there is none", 0.0
-    if set(held.names) != set(wanted.names):
-        return "its names have changed", 0.0
+    if not set(wanted.names) <= set(held.names):
+        # A name too many does no harm until the next renewal.
+        return "names were added", 0.0
     if held.directory != wanted.directory:
         return "another CA was chosen", 0.0
     if schedule.window is not None and schedule.asked == held.version:
@@ -132,6 +133,11 @@ def due_at(wanted: Wanted, held: Held | None, schedule: Schedule) -> tuple[str, 
         return "the CA suggests it", min(chosen, held.not_after - held.lifetime * LEFT_AT_MOST_LATE)
     early = held.lifetime * JITTER * fraction(held.version)
     return "a third of its lifetime is left", held.not_after - held.lifetime * LEFT_AT_RENEWAL - early
+
+
+def serves(wanted: Wanted, held: Held) -> bool:
+    """Return whether a certificate is one that would have been ordered."""
+    return set(wanted.names) <= set(held.names) and held.directory == wanted.directory
 
 
 def blocked_until(schedule: Schedule, now: float, *, forced: bool = False) -> float:

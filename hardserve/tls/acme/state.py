@@ -91,6 +91,7 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: tuple[str, Held | None] | None = None
+        self._warned: set[Path] = set()
 
     def __repr__(self) -> str:
         return f"<StateDirectory {self.path}>"
@@ -121,8 +122,7 @@ class StateDirectory:
     # Accounts.
 
     def read_account(self, directory: str, eab_kid: str) -> Account | None:
-        content = self._read(self._account_path(directory, eab_kid))
-        account = _made(Account, content)
+        account = self._made(Account, self._account_path(directory, eab_kid))
         return account if account is not None and account.directory == directory else None
 
     def write_account(self, account: Account) -> None:
@@ -135,7 +135,7 @@ class StateDirectory:
     # The order that is under way.
 
     def read_order(self) -> PendingOrder | None:
-        return _made(PendingOrder, self._read(self.path / "order.json"))
+        return self._made(PendingOrder, self.path / "order.json")
 
     def write_order(self, order: PendingOrder) -> None:
         self._write(self.path / "order.json", asdict(order))
@@ -146,7 +146,7 @@ class StateDirectory:
     # What is remembered.
 
     def read_schedule(self) -> Schedule:
-        return _made(Schedule, self._read(self.path / "schedule.json")) or Schedule()
+        return self._made(Schedule, self.path / "schedule.json") or Schedule()
 
     def write_schedule(self, schedule: Schedule) -> None:
         self._write(self.path / "schedule.json", asdict(schedule))
@@ -217,7 +217,10 @@ class StateDirectory:
         return held
 
     def tidy(self) -> None:
-        """Remove old versions, and what a crash has left half-written. For whoever holds the lock."""
+        """Remove old versions, what a crash has left half-written, and an order whose certificate is in use.
+
+        For whoever holds the lock.
+        """
         certificates = self.path / _CERTIFICATES
         try:
             current = Path(os.readlink(self.path / _CURRENT)).name
@@ -228,6 +231,10 @@ class StateDirectory:
         for entry in certificates.iterdir():
             if entry.name not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
+        order = self.read_order()
+        with contextlib.suppress(FileNotFoundError):
+            if order is not None and order.key.encode() == (self.path / _CURRENT / "key.pem").read_bytes():
+                self.forget_order()
         for entry in self.path.glob(f"{_UNFINISHED}*"):
             entry.unlink(missing_ok=True)
 
@@ -240,9 +247,26 @@ class StateDirectory:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            logger.warning("%s is not used: %s", path, error)
+            self._warn(path, str(error))
             return None
         return content if isinstance(content, dict) else None
+
+    def _made(self, kind: type[KindT], path: Path) -> KindT | None:
+        """Return a dataclass from a file, None unless each field is there and is what it should be."""
+        content = self._read(path)
+        if content is None:
+            return None
+        try:
+            return kind(**{field.name: _FIELD[str(field.type)](content[field.name]) for field in fields(kind)})
+        except (KeyError, TypeError, ValueError):
+            self._warn(path, "it is not as hardserve has written it")
+            return None
+
+    def _warn(self, path: Path, why: str) -> None:
+        # Once: it is read every minute.
+        if path not in self._warned:
+            self._warned.add(path)
+            logger.warning("%s is not used: %s", path, why)
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         # One writer at a time: the lock is held.
@@ -277,17 +301,6 @@ def _flush(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _made(kind: type[KindT], content: dict[str, Any] | None) -> KindT | None:
-    """Return a dataclass from what was read, None unless each field is there and is what it should be."""
-    if content is None:
-        return None
-    try:
-        return kind(**{field.name: _FIELD[str(field.type)](content[field.name]) for field in fields(kind)})
-    except (KeyError, TypeError, ValueError):
-        logger.warning("what was kept as %s is not used: it is not as hardserve has written it", kind.__name__)
-        return None
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,402 @@
+"""What a CA can say that is not what it should: limits, errors, nonsense, and suggestions about when to renew."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardserve.tls.acme import pki
+from hardserve.tls.acme.challenges import Challenges
+from hardserve.tls.acme.client import AcmeError, Client, one_line, retry_after_s
+from hardserve.tls.acme.manager import Manager
+from hardserve.tls.acme.schedule import DAY, HOUR, Held
+from hardserve.tls.acme.settings import AcmeSettings, Pace
+from hardserve.tls.acme.state import StateDirectory
+from tests.pebble import Reply, ScriptedCA, problem, scripted_ca
+from tests.test_http import eventually
+
+NAMES = ("example.org",)
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[ScriptedCA]:
+    with scripted_ca(tmp_path) as ca:
+        yield ca
+
+
+@pytest.fixture
+def client(ca: ScriptedCA) -> Iterator[Client]:
+    client = Client(ca.url, pki.new_key(), ca_file=ca.ca_file)
+    client.connect()
+    yield client
+    client.close()
+
+
+def refused(call: Any, *arguments: Any) -> AcmeError:
+    with pytest.raises(AcmeError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    return caught.value
+
+
+# What one request can come to.
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "retry_after", "text"),
+    [
+        (problem(429, "rateLimited", "too many", **{"Retry-After": "7200"}), "refused", 7200.0, "too many"),
+        (problem(429, "rateLimited", "too many"), "refused", HOUR, "rateLimited"),
+        (problem(503, "serverInternal", "busy", **{"Retry-After": "30"}), "refused", 30.0, "busy"),
+        (problem(503, "serverInternal", "busy", **{"Retry-After": "soon"}), "refused", None, "busy"),
+        (problem(403, "caa", "a record forbids it"), "misconfigured", None, "a record forbids it"),
+        (problem(403, "userActionRequired", "new terms"), "misconfigured", None, "new terms"),
+        (problem(403, "nobodyKnows", "a\nb\x1b[31m"), "refused", None, "a b [31m (nobodyKnows)"),
+        (Reply(502, b"<html>Bad Gateway"), "unreachable", None, "status 502"),
+        (Reply(503, b"later", {"Retry-After": "60"}), "unreachable", 60.0, "status 503"),
+        (Reply(500, {"unexpected": 1}), "refused", None, "no reason given"),
+        (Reply(500, ["unexpected"]), "unreachable", None, "makes no sense"),
+        (Reply(200, b""), "unreachable", None, "makes no sense"),
+        (Reply(200, b"null"), "unreachable", None, "makes no sense"),
+        (Reply(200, b"[" * 100_000), "unreachable", None, "makes no sense"),
+        (Reply(200, {}), "unreachable", None, "makes no sense"),
+        (Reply(201, {"status": "pending"}), "unreachable", None, "makes no sense"),
+        (Reply(201, {"status": "strange", "authorizations": []}, {"Location": "https://x/"}), "unreachable", None, "strange"),
+        (Reply(201, {"status": "ready", "authorizations": ["ftp://x"]}, {"Location": "https://x/"}), "unreachable", None, ""),
+        (Reply(201, {"status": "ready", "authorizations": []}, {"Location": "/order"}), "unreachable", None, ""),
+        (Reply(201, b" " * (2 << 20)), "unreachable", None, "too long"),
+        (Reply(307, b"", {"Location": "http://127.0.0.1:9/plain"}), "unreachable", None, "not https://"),
+        (Reply(307, b"", {"Location": "/order"}), "unreachable", None, "redirects"),
+        (Reply(409, b""), "refused", None, "conflict"),
+    ],
+    ids=lambda value: value.status if isinstance(value, Reply) else None,
+)  # fmt: skip
+def test_what_keeps_an_order_from_being_taken(
+    ca: ScriptedCA, client: Client, reply: Reply, kind: str, retry_after: float | None, text: str
+) -> None:
+    ca.script["/order"] = [reply] * 40
+    error = refused(client.new_order, NAMES)
+    if text != "strange":  # the library's own words for that differ
+        assert text in str(error)
+    assert (error.kind, error.retry_after) == (kind, retry_after)
+
+
+def test_rejected_nonces_are_replaced_but_not_for_ever(ca: ScriptedCA, client: Client) -> None:
+    ca.script["/order"] = [problem(400, "badNonce")] * 15
+    assert client.new_order(NAMES).status == "ready"
+    ca.said.clear()
+    ca.script["/order"] = [problem(400, "badNonce")] * 1000
+    assert refused(client.new_order, NAMES).code == "badNonce"
+    assert len(ca.sent_to("/order")) == 20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {"newNonce": 1, "newAccount": "https://x", "newOrder": "https://x"},
+        {"newNonce": "http://x"},
+        {"meta": 3},
+    ],
+    ids=str,
+)
+def test_a_directory_that_is_none(ca: ScriptedCA, body: object) -> None:
+    ca.script["/dir"] = [Reply(200, body)]
+    client = Client(ca.url, pki.new_key(), ca_file=ca.ca_file)
+    assert "the CA's directory cannot be read" in str(refused(client.connect))
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"status": "pending", "identifier": {"type": "dns", "value": "a"}, "challenges": [{"type": "http-01"}]},
+        {"status": "pending", "identifier": {"type": "dns", "value": "a"}, "challenges": None},
+        {"status": "pending", "challenges": []},
+    ],
+    ids=str,
+)
+def test_an_authorization_that_makes_no_sense_is_an_error_or_cannot_be_answered(
+    ca: ScriptedCA, client: Client, body: object
+) -> None:
+    url = ca.url.replace("/dir", "/authorization")
+    ca.script["/authorization"] = [Reply(200, body)]
+    try:
+        authorization = client.authorization(url)
+    except AcmeError as error:
+        assert "makes no sense" in str(error)
+    else:
+        assert [challenge.token for challenge in authorization.challenges] in ([], [""])
+
+
+@pytest.mark.parametrize("token", ["../../etc/passwd", "a/b", "", "a" * 600, "a\r\nb", "é" * 30])
+def test_a_token_that_is_more_than_a_token_is_not_answered(ca: ScriptedCA, client: Client, token: str) -> None:
+    challenge = {"type": "tls-alpn-01", "url": "https://127.0.0.1/c", "status": "pending", "token": token}
+    body = {"status": "pending", "identifier": {"type": "dns", "value": "a.example"}, "challenges": [challenge]}
+    ca.script["/authorization"] = [Reply(200, body)]
+    found = client.authorization(ca.url.replace("/dir", "/authorization"))
+    assert [each.token for each in found.challenges] == [""]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("120", 120.0),
+        (" 5 ", 5.0),
+        ("0", 0.0),
+        ("-5", None),
+        ("1e9", None),
+        ("9" * 4000, 999_999_999.0),
+        ("٣", None),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
+        ("Sun, 06 Nov 2094 08:49:37 GMT", 3_940_044_577.0 - 1e9),
+        ("tomorrow", None),
+    ],
+)
+def test_retry_after_in_seconds_or_as_a_date(value: str | None, expected: float | None) -> None:
+    assert retry_after_s(value, 1e9) == expected
+
+
+@given(st.text())
+def test_whatever_a_ca_says_is_one_line_in_the_log(text: str) -> None:
+    line = one_line(text)
+    assert line.isprintable()
+    assert len(line) <= 503
+
+
+# What the manager makes of it.
+
+
+@contextmanager
+def managing(ca: ScriptedCA, state: Path, **pace: float) -> Iterator[tuple[Manager, list[Path]]]:
+    installed: list[Path] = []
+    settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05, **pace))
+    manager = Manager(settings, state, Challenges(), lambda certificate, _: installed.append(certificate))
+    manager.start()
+    try:
+        yield manager, installed
+    finally:
+        assert manager.stop(time.monotonic() + 30), manager
+
+
+def put(ca: ScriptedCA, state: Path, *, days: tuple[float, float] = (-1, 89)) -> Held:
+    """Have a certificate be held already."""
+    directory = StateDirectory(state)
+    directory.prepare()
+    key = pki.new_key()
+    about = {"directory": ca.url, "challenge": "http-01"}
+    return directory.install(ca.authority.issue(NAMES, key, days=days), pki.key_pem(key), about)
+
+
+def timestamp(days: float) -> str:
+    return (dt.datetime.now(dt.UTC) + dt.timedelta(days=days)).isoformat().replace("+00:00", "Z")
+
+
+def test_a_limit_of_the_ca_is_kept_to_over_a_restart_and_by_whoever_is_in_a_hurry(
+    ca: ScriptedCA, tmp_path: Path
+) -> None:
+    ca.script["/order"] = [problem(429, "rateLimited", "too many certificates", **{"Retry-After": "7200"})]
+    with managing(ca, tmp_path / "state", refused=0.01) as (manager, _):
+        eventually(lambda: "too many certificates" in manager.status()[0].error)
+        assert 7100 < manager.renew_now() <= 7200
+        assert 7100 < manager.status()[0].next_attempt - time.time() <= 7200
+    with managing(ca, tmp_path / "state", refused=0.01) as (manager, installed):
+        assert 7100 < manager.renew_now() <= 7200
+        looks = len(ca.said)
+        time.sleep(0.4)  # several looks, none of which may become a request
+        assert (len(ca.said), installed) == (looks, [])
+    assert len(ca.sent_to("/order")) == 1
+
+
+def test_a_window_that_has_begun_renews_at_once_and_says_what_is_replaced(ca: ScriptedCA, tmp_path: Path) -> None:
+    held = put(ca, tmp_path / "state")
+    ca.window = (timestamp(-2), timestamp(-1))
+    with managing(ca, tmp_path / "state") as (_, installed):
+        eventually(lambda: len(installed) == 2)
+    assert held.identifier
+    assert (f"/renewal/{held.identifier}", None) in ca.said
+    assert [each["replaces"] for each in ca.sent_to("/order")] == [held.identifier]
+
+
+def test_a_window_in_the_future_is_waited_for_and_shown(ca: ScriptedCA, tmp_path: Path) -> None:
+    put(ca, tmp_path / "state")
+    ca.window = (timestamp(20), timestamp(21))
+    ca.script["/renewal/x"] = []
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: "suggests" in manager.status()[0].why)
+        next_attempt = manager.status()[0].next_attempt
+    assert time.time() + 19.9 * DAY < next_attempt < time.time() + 21.1 * DAY
+    assert len(installed) == 1
+    assert ca.sent_to("/order") == []
+
+
+@pytest.mark.parametrize("code", [409, 400])
+def test_a_ca_that_does_not_like_what_is_replaced_is_asked_without(ca: ScriptedCA, tmp_path: Path, code: int) -> None:
+    put(ca, tmp_path / "state")
+    ca.window = (timestamp(-2), timestamp(-1))
+    ca.script["/order"] = [problem(code, "alreadyReplaced")]
+    with managing(ca, tmp_path / "state") as (_, installed):
+        eventually(lambda: len(installed) == 2)
+    assert ["replaces" in each for each in ca.sent_to("/order")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply(500, b""),
+        Reply(200, {"suggestedWindow": {}}),
+        Reply(200, {"suggestedWindow": {"start": "yesterday", "end": "today"}}),
+        Reply(200, {"suggestedWindow": {"start": timestamp(-1), "end": timestamp(-2)}}),
+        Reply(200, {"suggestedWindow": {"start": "2000-01-01T00:00:00", "end": "2000-01-02T00:00:00"}}),
+        Reply(200, [1]),
+    ],
+    ids=["error", "empty", "not times", "backwards", "no offset", "not an object"],
+)
+def test_renewal_information_that_makes_no_sense_changes_nothing(ca: ScriptedCA, tmp_path: Path, answer: Reply) -> None:
+    held = put(ca, tmp_path / "state")
+    ca.window = (timestamp(-2), timestamp(-1))
+    ca.script[f"/renewal/{held.identifier}"] = [answer] * 9
+    state = StateDirectory(tmp_path / "state")
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: state.read_schedule().asked == held.version)
+        assert manager.status()[0].why == "a third of its lifetime is left"
+    assert len(installed) == 1
+    assert state.read_schedule().ask_at > time.time() + 5 * HOUR
+
+
+def test_a_ca_without_renewal_information_is_renewed_at_a_third(ca: ScriptedCA, tmp_path: Path) -> None:
+    put(ca, tmp_path / "state", days=(-62, 28))
+    with managing(ca, tmp_path / "state") as (_, installed):
+        eventually(lambda: len(installed) == 2)
+    assert ["replaces" in each for each in ca.sent_to("/order")] == [False]
+
+
+def test_an_expired_certificate_is_not_handed_over_and_replaced(ca: ScriptedCA, tmp_path: Path) -> None:
+    put(ca, tmp_path / "state", days=(-90, -1))
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: len(installed) == 1)
+        assert manager.status()[0].days_left(time.time()) > 50
+
+
+OTHER = pki.new_key()
+
+
+@pytest.mark.parametrize(
+    ("chain", "why"),
+    [
+        (lambda ca, request: ca.authority.issue(NAMES, OTHER), "another key"),
+        (lambda ca, request: ca.authority.issue(("other.example",), request.public_key()), "the name example.org"),
+        (lambda ca, request: ca.authority.issue(NAMES, request.public_key(), days=(-9, -1)), "expired already"),
+        (lambda ca, request: ca.authority.issue(NAMES, request.public_key(), days=(1, 9)), "not valid yet"),
+        (lambda ca, request: b"", "cannot be read"),
+        (lambda ca, request: b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be read"),
+        (lambda ca, request: ca.sign(request) * 20, "a chain of 20"),
+    ],
+    ids=["another key", "other names", "expired", "not yet valid", "empty", "broken", "endless"],
+)
+def test_what_was_not_asked_for_is_not_put_in_place(ca: ScriptedCA, tmp_path: Path, chain: Any, why: str) -> None:
+    before = put(ca, tmp_path / "state", days=(-62, 28))
+    ca.chain = lambda request: chain(ca, request)
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: why in manager.status()[0].error)
+        assert len(installed) == 1
+        state = StateDirectory(tmp_path / "state")
+        assert state.held() == before
+        assert state.read_order() is None
+        ca.chain = ca.sign
+        manager.renew_now()
+        eventually(lambda: len(installed) == 2)
+
+
+def test_only_certificates_are_kept_of_what_comes(ca: ScriptedCA, tmp_path: Path) -> None:
+    ca.chain = lambda request: b"# a comment\n" + ca.sign(request) + pki.key_pem(OTHER) + ca.authority.pem
+    with managing(ca, tmp_path / "state") as (_, installed):
+        eventually(lambda: len(installed) == 1)
+    kept = installed[0].read_text()
+    assert kept.count("-----BEGIN ") == kept.count("-----BEGIN CERTIFICATE-----") == 2
+    assert "comment" not in kept
+
+
+def test_a_lost_answer_to_the_request_is_no_reason_for_another_order(ca: ScriptedCA, tmp_path: Path) -> None:
+    def lose(payload: Any) -> Reply:
+        ca._usual("/finalize/0", payload)
+        return Reply(502, b"")
+
+    ca.script["/finalize/0"] = [lose]
+    with managing(ca, tmp_path / "state") as (_, installed):
+        eventually(lambda: len(installed) == 1)
+    assert len(ca.sent_to("/order")) == 1
+    assert len(ca.sent_to("/finalize/0")) == 1
+
+
+def test_the_account_is_made_once_and_its_address_for_notices_follows_the_setting(
+    ca: ScriptedCA, tmp_path: Path
+) -> None:
+    for count, email in enumerate(["", "a@example.org", "a@example.org", ""], start=1):
+        settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, email=email, pace=Pace(look=0.05))
+        installed: list[Path] = []
+        manager = Manager(settings, tmp_path / "state", Challenges(), lambda *paths, to=installed: to.append(paths))
+        had_one = manager.start()
+        manager.renew_now()
+        eventually(lambda to=installed, wanted=1 + had_one: len(to) == wanted)
+        assert manager.stop(time.monotonic() + 30)
+        assert len(ca.sent_to("/order")) == count
+    assert len(ca.sent_to("/account")) == 1
+    assert [each.get("contact") for each in ca.sent_to("/account/1")] == [["mailto:a@example.org"], []]
+
+
+def test_an_account_that_the_ca_has_forgotten_is_made_again_with_the_same_key(ca: ScriptedCA, tmp_path: Path) -> None:
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: len(installed) == 1)
+        ca.script["/order"] = [problem(400, "accountDoesNotExist")]
+        manager.renew_now()
+        eventually(lambda: len(installed) == 2)
+    assert len(ca.sent_to("/account")) == 2
+    assert len(list((tmp_path / "state").glob("account-*.json"))) == 1
+
+
+def test_a_callback_that_fails_does_not_end_the_thread(
+    ca: ScriptedCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Path] = []
+
+    def installed(certificate: Path, _: Path) -> None:
+        seen.append(certificate)
+        raise ValueError("not taken")
+
+    settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
+    manager = Manager(settings, tmp_path / "state", Challenges(), installed)
+    assert not manager.start()
+    eventually(lambda: len(seen) == 1)
+    manager.renew_now()
+    eventually(lambda: len(seen) == 2)
+    assert manager.stop(time.monotonic() + 30)
+    assert any("was not taken" in message for message in caplog.messages)
+
+
+def test_somebody_else_with_other_settings_is_left_the_directory(ca: ScriptedCA, tmp_path: Path) -> None:
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: len(installed) == 1)
+        other = AcmeSettings(("other.example",), directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
+        theirs: list[Path] = []
+        second = Manager(other, tmp_path / "state", Challenges(), lambda certificate, _: theirs.append(certificate))
+        second.start()
+        eventually(lambda: len(theirs) == 2 or (len(theirs) == 1 and theirs[0] != installed[0]))
+        eventually(lambda: manager._left_alone)
+        manager.renew_now()
+        time.sleep(0.5)  # several looks of both
+        assert second.stop(time.monotonic() + 30)
+    assert len(ca.sent_to("/order")) == 2
+    assert len(installed) == 1
