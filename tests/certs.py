@@ -245,7 +245,7 @@ def handshake(
     theirs = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
     ours = server.wrap_bio(to_server, to_client, server_side=True)
     pending = [theirs, ours]
-    failed: ssl.SSLError | None = None
+    failed: dict[ssl.SSLObject, ssl.SSLError] = {}
     for _ in range(10):
         for end in list(pending):
             try:
@@ -253,10 +253,11 @@ def handshake(
             except ssl.SSLWantReadError:
                 continue
             except ssl.SSLError as error:
-                failed = failed or error  # the other end still has to hear of it, and may say more
+                failed[end] = error  # the other end has still to hear of it
             pending.remove(end)
-    if failed is not None:
-        raise failed
+    for end in (theirs, ours):
+        if end in failed:
+            raise failed[end]
     assert not pending, "the handshake did not end"
     return Ends(ours, theirs)
 

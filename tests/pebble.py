@@ -325,6 +325,10 @@ class ScriptedCA:
                 self.request = context.wrap_socket(self.request, server_side=True)
                 super().setup()
 
+            def finish(self) -> None:
+                super().finish()
+                self.request.close()
+
             def do_GET(self) -> None:
                 ca._handle(self, None)
 
@@ -380,7 +384,7 @@ class ScriptedCA:
         if handler.command != "HEAD":
             handler.wfile.write(body)
 
-    def _usual(self, path: str, payload: Any) -> Reply:
+    def _usual(self, path: str, payload: Any) -> Reply:  # noqa: PLR0911 (one for each kind)
         base = self.url.removesuffix("/dir")
         kind, _, number = path.removeprefix("/").partition("/")
         if kind == "dir":

@@ -24,6 +24,7 @@ from tests.pebble import Reply, ScriptedCA, problem, scripted_ca
 from tests.test_http import eventually
 
 NAMES = ("example.org",)
+AT = {"Location": "https://127.0.0.1/order/1"}
 
 
 @pytest.fixture
@@ -56,23 +57,23 @@ def refused(call: Any, *arguments: Any) -> AcmeError:
     [
         (problem(429, "rateLimited", "too many", **{"Retry-After": "7200"}), "refused", 7200.0, "too many"),
         (problem(429, "rateLimited", "too many"), "refused", HOUR, "rateLimited"),
-        (problem(503, "serverInternal", "busy", **{"Retry-After": "30"}), "refused", 30.0, "busy"),
-        (problem(503, "serverInternal", "busy", **{"Retry-After": "soon"}), "refused", None, "busy"),
+        (problem(503, "serverInternal", "busy", **{"Retry-After": "30"}), "unreachable", 30.0, "busy"),
+        (problem(503, "serverInternal", "busy", **{"Retry-After": "soon"}), "unreachable", None, "busy"),
         (problem(403, "caa", "a record forbids it"), "misconfigured", None, "a record forbids it"),
         (problem(403, "userActionRequired", "new terms"), "misconfigured", None, "new terms"),
         (problem(403, "nobodyKnows", "a\nb\x1b[31m"), "refused", None, "a b [31m (nobodyKnows)"),
         (Reply(502, b"<html>Bad Gateway"), "unreachable", None, "status 502"),
         (Reply(503, b"later", {"Retry-After": "60"}), "unreachable", 60.0, "status 503"),
         (Reply(500, {"unexpected": 1}), "refused", None, "no reason given"),
-        (Reply(500, ["unexpected"]), "unreachable", None, "makes no sense"),
+        (Reply(500, ["unexpected"]), "refused", None, "no reason given"),
         (Reply(200, b""), "unreachable", None, "makes no sense"),
         (Reply(200, b"null"), "unreachable", None, "makes no sense"),
         (Reply(200, b"[" * 100_000), "unreachable", None, "makes no sense"),
         (Reply(200, {}), "unreachable", None, "makes no sense"),
         (Reply(201, {"status": "pending"}), "unreachable", None, "makes no sense"),
-        (Reply(201, {"status": "strange", "authorizations": []}, {"Location": "https://x/"}), "unreachable", None, "strange"),
-        (Reply(201, {"status": "ready", "authorizations": ["ftp://x"]}, {"Location": "https://x/"}), "unreachable", None, ""),
-        (Reply(201, {"status": "ready", "authorizations": []}, {"Location": "/order"}), "unreachable", None, ""),
+        (Reply(201, {"status": "strange", "authorizations": []}, AT), "unreachable", None, "makes no sense"),
+        (Reply(201, {"status": "ready", "authorizations": ["ftp://x"]}, AT), "unreachable", None, "makes no sense"),
+        (Reply(201, {"status": "ready", "authorizations": []}, {"Location": "/o"}), "unreachable", None, "no sense"),
         (Reply(201, b" " * (2 << 20)), "unreachable", None, "too long"),
         (Reply(307, b"", {"Location": "http://127.0.0.1:9/plain"}), "unreachable", None, "not https://"),
         (Reply(307, b"", {"Location": "/order"}), "unreachable", None, "redirects"),
@@ -85,8 +86,7 @@ def test_what_keeps_an_order_from_being_taken(
 ) -> None:
     ca.script["/order"] = [reply] * 40
     error = refused(client.new_order, NAMES)
-    if text != "strange":  # the library's own words for that differ
-        assert text in str(error)
+    assert text in str(error)
     assert (error.kind, error.retry_after) == (kind, retry_after)
 
 
@@ -127,17 +127,10 @@ def test_a_directory_that_is_none(ca: ScriptedCA, body: object) -> None:
     ],
     ids=str,
 )
-def test_an_authorization_that_makes_no_sense_is_an_error_or_cannot_be_answered(
-    ca: ScriptedCA, client: Client, body: object
-) -> None:
+def test_an_authorization_that_makes_no_sense_is_an_error(ca: ScriptedCA, client: Client, body: object) -> None:
     url = ca.url.replace("/dir", "/authorization")
     ca.script["/authorization"] = [Reply(200, body)]
-    try:
-        authorization = client.authorization(url)
-    except AcmeError as error:
-        assert "makes no sense" in str(error)
-    else:
-        assert [challenge.token for challenge in authorization.challenges] in ([], [""])
+    assert "makes no sense" in str(refused(client.authorization, url))
 
 
 @pytest.mark.parametrize("token", ["../../etc/passwd", "a/b", "", "a" * 600, "a\r\nb", "é" * 30])
@@ -161,7 +154,7 @@ def test_a_token_that_is_more_than_a_token_is_not_answered(ca: ScriptedCA, clien
         ("9" * 4000, 999_999_999.0),
         ("٣", None),
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
-        ("Sun, 06 Nov 2094 08:49:37 GMT", 3_940_044_577.0 - 1e9),
+        ("Sun, 06 Nov 2094 08:49:37 GMT", 3_939_871_777.0 - 1e9),
         ("tomorrow", None),
     ],
 )

@@ -54,7 +54,11 @@ LATE = NOW + 60 * DAY  # with less than a third left
             id="a name too many waits for the renewal, and the order of names means nothing",
         ),
         pytest.param(
-            replace(HELD, directory="https://other.example"), ASKED, NOW, Order("another CA was chosen"), id="another CA"
+            replace(HELD, directory="https://other.example"),
+            ASKED,
+            NOW,
+            Order("another CA was chosen"),
+            id="another CA",
         ),
         pytest.param(
             HELD,
@@ -101,7 +105,7 @@ LATE = NOW + 60 * DAY  # with less than a third left
             Wait(LATE + 9),
             id="while it is due, the CA is not asked when",
         ),
-        pytest.param(replace(HELD, identifier=""), Schedule(), NOW, None, id="what has no identifier is not asked about"),
+        pytest.param(replace(HELD, identifier=""), Schedule(), NOW, None, id="without an identifier, nobody is asked"),
     ],
 )  # fmt: skip
 def test_what_to_do(held: Held | None, kept: Schedule, now: float, expected: object) -> None:

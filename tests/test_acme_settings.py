@@ -63,10 +63,12 @@ def test_whatever_is_given_is_a_name_or_a_sentence(text: str) -> None:
     try:
         name = normal_name(text)
     except ValueError as error:
-        assert repr(text) in str(error)
+        sentence = str(error)
     else:
+        sentence = repr(text)
         assert normal_name(name) == name
         assert name.isascii()
+    assert repr(text) in sentence
 
 
 @pytest.mark.parametrize(

@@ -257,25 +257,13 @@ class TlsTransport:
             return "read"
         if not data:
             raise HandshakeError("closed during the handshake")
-        if not self._shake_bytes and data[0] != _HANDSHAKE_RECORD:
-            # Before OpenSSL, which would answer with an alert that no such client can read.
-            if data[:1].isalpha() and data.isascii():
-                raise PlainHttpError
-            raise HandshakeError("not TLS")
+        if not self._shake_bytes:
+            _check_first(data)
         self._shake_bytes += len(data)
         if self._shake_bytes > MAX_HANDSHAKE_BYTES:
             raise HandshakeError("handshake too large")
         self._held_back += data
-        if not self._hello_seen:
-            hello = _message(self._held_back)
-            if hello is None:
-                return "read"
-            self._hello_seen = True
-            if _asks_for_ffdhe(hello):
-                with contextlib.suppress(OSError):
-                    self._send_raw(_HANDSHAKE_FAILURE)
-                raise HandshakeError("asks for a costly group")
-        elif not _has_record(self._held_back):
+        if not self._has_flight():
             return "read"
         self._steps += 1
         if self._steps > MAX_STEPS:
@@ -284,6 +272,20 @@ class TlsTransport:
         self._held_back = bytearray()
         self._computing = True
         return "compute"
+
+    def _has_flight(self) -> bool:
+        """Return whether OpenSSL can do something with what has arrived."""
+        if self._hello_seen:
+            return _has_record(self._held_back)
+        hello = _message(self._held_back)
+        if hello is None:
+            return False
+        self._hello_seen = True
+        if _asks_for_ffdhe(hello):
+            with contextlib.suppress(OSError):
+                self._send_raw(_HANDSHAKE_FAILURE)
+            raise HandshakeError("asks for a costly group")
+        return True
 
     def compute(self) -> None:
         """Do the expensive part of one step; what comes of it, `advance` tells. Any thread, one at a time."""
@@ -568,6 +570,15 @@ class TlsTransport:
                         self._flush()
         with contextlib.suppress(OSError):
             self._socket.close()
+
+
+def _check_first(data: bytes) -> None:
+    """Raise HandshakeError unless `data` may begin a handshake.
+
+    Before OpenSSL sees it, which would answer with an alert that a client without TLS cannot read.
+    """
+    if data[0] != _HANDSHAKE_RECORD:
+        raise PlainHttpError if data[:1].isalpha() and data.isascii() else HandshakeError("not TLS")
 
 
 def _has_record(data: bytearray) -> bool:

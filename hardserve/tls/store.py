@@ -95,7 +95,7 @@ class _Watch:
 
     def is_due(self, seen: Signature, now: float) -> bool:
         """Return whether files in this state, which is not the one that was taken, should be loaded."""
-        return seen != self.tried or (self.passing and not self._settled(now)) or abs(now - self.tried_at) >= RETRY_S
+        return seen != self.tried or (self.passing and not self.said) or abs(now - self.tried_at) >= RETRY_S
 
     def take(self, seen: Signature) -> None:
         self.taken, self.tried, self.since, self.said = seen, (), None, []

@@ -60,44 +60,55 @@ Body = Sequence[bytes | FilePart]
 
 
 class _WrappedFile(SharedFile):
-    """A file that an app has opened. It may be a log, which grows while it is sent: what there was stays as it was.
-
-    Written over, it is another one, as far as its size and its time tell.
+    """A file that an app has opened. It may be a log, which is written to all the time, and all that counts is that
+    there is as much of it as its client was told: what else is true of its content, the app has said, not we.
     """
 
     __slots__ = ()
 
     def check(self) -> None:
         try:
-            status = os.fstat(self.descriptor)
+            shorter = os.fstat(self.descriptor).st_size < self.size
         except OSError:
-            status = None
-        if status is None or status.st_size <= self.size:
-            super().check()
+            shorter = True
+        if shorter:
+            super().check()  # which says why
 
 
-def wrapped_file(wrapper: FileWrapper, length: int | None) -> FilePart | None:
+def is_wrapped(blocks: object) -> bool:
+    """Return whether an app's iterable is worth a call of `wrapped_file`."""
+    return type(blocks) is FileWrapper or type(blocks).__name__ == "_RangeWrapper"
+
+
+def wrapped_file(blocks: Any, length: int | None) -> FilePart | None:
     """Return the rest of a regular file that an app has wrapped, or as much of it as its head promises.
+
+    Werkzeug wraps once more for a 206, and would read all that comes before it: as a video is sought in, gigabytes.
 
     None where it is no such file, or has less: the app's blocks are then sent one by one. So is what says that it is
     empty, as the files in /proc do that are not. The part holds a descriptor of its own, which the caller releases.
     """
-    source: Any = wrapper.filelike
-    if not _reads_as_it_is(source):
-        return None
+    skipped = 0
     try:
+        if type(blocks) is not FileWrapper:
+            skipped, length, blocks = blocks.start_byte, blocks.byte_range, blocks.iterable
+            if type(blocks) is not FileWrapper or type(skipped) is not int or type(length) is not int:
+                return None  # another's, of that name
+        source = blocks.filelike
+        if not _reads_as_it_is(source):
+            return None
         if source.writable():
             source.flush()
         descriptor = source.fileno()
         status = os.fstat(descriptor)
-        start = source.tell()
+        start = source.tell() + skipped
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return None
         end = status.st_size if length is None else start + length
         if end > status.st_size or start > end:
             return None
         own = os.dup(descriptor)
-    except (OSError, ValueError):  # none that can be told its place, or none any more
+    except (AttributeError, OSError, ValueError):  # none that can be told its place, or none any more
         return None
     name = source.name if isinstance(getattr(source, "name", None), str) else "a file of the app's"
     return FilePart(_WrappedFile(own, status.st_size, status.st_mtime_ns, name), start, end)

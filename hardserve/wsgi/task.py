@@ -25,8 +25,8 @@ from wsgiref.util import FileWrapper
 
 from hardserve import refusals
 from hardserve.http.encoders import Encoder
-from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, FilePart
-from hardserve.wsgi.appfiles import ResponseRefusedError, named_body, wrapped_file
+from hardserve.protocol import CURRENT_REQUEST, ClientDisconnectedError, FileFailedError, FilePart
+from hardserve.wsgi.appfiles import ResponseRefusedError, is_wrapped, named_body, wrapped_file
 from hardserve.wsgi.compress import PIECE_BYTES, Compressor, describe_encoded, describe_unchanged
 from hardserve.wsgi.context import AppContext, Channel, Received
 from hardserve.wsgi.environ import FILE_FOR, environ_of
@@ -95,7 +95,7 @@ class Task:
             self._request.interrupt = self._guard.interrupt
             blocks = self._guard.call(partial(self._ctx.app, environ, self._start_response))
         try:
-            if type(blocks) is not FileWrapper or not self._send_wrapped(blocks):
+            if not is_wrapped(blocks) or not self._send_wrapped(blocks):
                 self._send_blocks(blocks)
         finally:
             close = getattr(blocks, "close", None)
@@ -121,7 +121,8 @@ class Task:
                 self._send_block(block, blocks)
             elif type(block) is not bytes:
                 raise BadResponseError(f"the app yielded {block!r}, not bytes")
-            if self._head is not None and self._head.bodiless:
+            head = self._head
+            if head is not None and (head.bodiless or (head.named is not None and self._finished)):
                 break  # nothing that could follow would be sent (RFC 9110 9.3.2)
         self._end()
 
@@ -271,7 +272,7 @@ class Task:
             elif data:
                 self._put(self._framed(data))
 
-    def _send_wrapped(self, wrapper: FileWrapper) -> bool:
+    def _send_wrapped(self, wrapper: Iterable[bytes]) -> bool:
         """Have the connection send what an app has given to `wsgi.file_wrapper`; return False if it is no file."""
         head = self._head
         if head is None or head.bodiless or head.named is not None or self._streaming:
@@ -280,7 +281,9 @@ class Task:
         if part is None:
             return False
         try:
-            head.length = part.end - part.start
+            if head.length not in (None, part.length):
+                return False  # a part that is not as long as its head says
+            head.length = part.length
             self._send_parts(head, [part])
         finally:
             part.file.release()
@@ -310,7 +313,10 @@ class Task:
         total = 0 if head.bodiless else head.length or 0
         if total <= SMALL_FILE_BYTES and len(parts) == 1 and isinstance(parts[0], FilePart):
             part = parts[0]
-            content = part.file.read(part.start, total) if total else b""
+            try:
+                content = part.file.read(part.start, total) if total else b""
+            except FileFailedError as error:
+                raise ResponseRefusedError(refusals.FILE_FAILED, why=str(error)) from error
             if len(content) == total:
                 self._finish(self._start(head) + content)
                 return
@@ -349,8 +355,6 @@ class Task:
     def _start(self, head: Head) -> bytes:
         """Decide how the end of the body is marked (RFC 9112 6.3), and return the head's bytes."""
         request = self._request
-        if request.rate_slots is not None and not request.expired:
-            self._ctx.responded(request.rate_slots, int(head.status[:3]))
         unknown = (head.length is None or self._encoder is not None) and not head.bodiless
         self._chunked = unknown and request.version == "1.1"
         self._close_delimited = unknown and not self._chunked
@@ -358,7 +362,7 @@ class Task:
             request.keep_alive and not (self._close_delimited or head.close) and self._channel.may_keep_alive()
         )
         connection = "close" if not self._keep_alive else "keep-alive" if request.version == "1.0" else ""
-        return head_bytes(
+        start = head_bytes(
             head,
             request_id=request.request_id,
             date=self._ctx.date.text(),
@@ -366,6 +370,10 @@ class Task:
             connection=connection,
             defaults=self._ctx.defaults,
         )
+        # Not before: a head that is unfit to be sent is a 500, and counts as that.
+        if request.rate_slots is not None and not request.expired:
+            self._ctx.responded(request.rate_slots, int(head.status[:3]))
+        return start
 
     def _framed(self, block: bytes) -> bytes:
         # An empty chunk would be the last.

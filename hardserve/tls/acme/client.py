@@ -133,8 +133,10 @@ class _BoundedBody:
         for block in self._raw.stream(amount, decode_content=decode_content):
             count += len(block)
             if count > _ANSWER_BYTES:
+                self._raw.close()
                 raise requests.exceptions.ContentDecodingError("the answer is too long")
             if monotonic() > self._until:
+                self._raw.close()
                 raise requests.exceptions.ReadTimeout("the answer takes too long")
             yield block
 
@@ -335,6 +337,8 @@ class Client:
         except messages.Error as error:
             problem = _problem(error)
             kind: Kind = "misconfigured" if problem.code in _MISCONFIGURED else "refused"
+            if problem.code == "serverInternal":
+                kind = "unreachable"  # it has not judged anything
             retry_after = self._retry_after
             if problem.code == "rateLimited" and retry_after is None:
                 retry_after = RATE_LIMITED
@@ -348,8 +352,10 @@ class Client:
             status = next((part.status_code for part in error.args if isinstance(part, requests.Response)), None)
             text = f"{what}: status {status}" if status else f"{what}: the answer makes no sense"
             raise AcmeError(text, "unreachable", retry_after=self._retry_after) from error
-        except (OSError, errors.Error, JoseError) as error:
+        except OSError as error:  # the file with its roots
             raise AcmeError(f"{what}: {error}", "unreachable") from error
+        except (errors.Error, JoseError) as error:
+            raise AcmeError(f"{what}: the answer makes no sense: {error}", "unreachable") from error
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             # The library takes what it gets as it comes, and so do we: JSON of another shape ends here.
             logger.debug("an answer that makes no sense", exc_info=True)

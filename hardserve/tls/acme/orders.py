@@ -214,7 +214,7 @@ class Ordering:
         except pki.UnusableError:
             return None
         except AcmeError as error:
-            if error.kind == "unreachable" or error.code in ("rateLimited", "serverInternal", "accountDoesNotExist"):
+            if error.kind == "unreachable" or error.code in ("rateLimited", "accountDoesNotExist"):
                 raise
             logger.debug("the order that was begun is gone: %s", error)
             return None
@@ -236,7 +236,8 @@ class Ordering:
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                if chain := self._advance(request, key, progress):
+                chain = self._advance(request, key, progress)
+                if chain is not None:
                     break
                 asked = self._authority.retry_after
             except AcmeError as error:
@@ -258,8 +259,8 @@ class Ordering:
             raise AcmeError(f"the CA has sent something else than was asked for: {error}") from error
         return Issued(accepted, pending.key.encode("ascii"), progress.kind)
 
-    def _advance(self, request: Request, key: pki.Key, progress: _Progress) -> bytes:
-        """Do what can be done now; return the chain when it is there, b"" when the CA has to be waited for."""
+    def _advance(self, request: Request, key: pki.Key, progress: _Progress) -> bytes | None:
+        """Do what can be done now; return the chain when it is there, None when the CA has to be waited for."""
         while True:
             order = progress.order if progress.fresh else self._authority.order(progress.order.url)
             progress.order, progress.fresh = order, False
@@ -270,7 +271,7 @@ class Ordering:
             if isinstance(move, Fetch):
                 return self._authority.certificate(order)
             if isinstance(move, Pause):
-                return b""
+                return None
             if isinstance(move, Finalize):
                 progress.order = self._authority.finalize(order, pki.signing_request(key, request.names))
                 progress.fresh = True
@@ -278,7 +279,7 @@ class Ordering:
             for authorization in move.authorizations:
                 progress.kind = self._prove(authorization, (progress.kind, *request.kinds))
                 progress.answered.add(authorization.url)
-            return b""
+            return None
 
     def _authorizations(self, progress: _Progress) -> list[Authorization]:
         """Ask for those that are not known to be valid already, as long as they matter."""

@@ -246,7 +246,7 @@ class StateDirectory:
                 content = json.loads(file.read(_MAX_BYTES))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._warn(path, str(error))
             return None
         return content if isinstance(content, dict) else None
