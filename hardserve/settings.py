@@ -482,7 +482,7 @@ class FileSettings:
     compress: str = setting(
         "on", Choice(("on", "off")), "Whether text without a .br, .zst or .gz file beside it is compressed and kept."
     )
-    readers: int = setting(4, Int(1, 64), "Threads that open and read files, so that slow storage holds up nobody.")
+    readers: int = setting(4, Int(1, 64), "Threads that open and read the files of one mount, so that its storage holds up nobody else.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -592,13 +592,13 @@ class StaticSettings:
         "no-cache",
         FieldValue(256, ("off",)),
         "Cache-Control of its files.",
-        example="public, max-age=3600",
+        example="max-age=3600",
         without="no-cache",
     )
     immutable: str = setting(
         "auto",
         Choice(("auto", "on", "off")),
-        "Whether files may be kept for ever; auto = those with a hash in the name, as app.3f2a91c4.js.",
+        "Whether files may be kept for ever; auto = scripts, styles and fonts with a hash in the name.",
         example="on",
         without="auto",
     )

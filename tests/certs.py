@@ -23,9 +23,11 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
 def new_key(kind: str = "p256") -> Key:
-    """Make a key: "p256", "p384", "ed25519", or "rsa2048" and other sizes."""
+    """Make a key: "p256", "p384", "k1", "ed25519", or "rsa2048" and other sizes."""
     if kind == "p256":
         return ec.generate_private_key(ec.SECP256R1())
+    if kind == "k1":  # which TLS 1.3 has no signatures for
+        return ec.generate_private_key(ec.SECP256K1())
     if kind == "p384":
         return ec.generate_private_key(ec.SECP384R1())
     if kind == "ed25519":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +122,9 @@ def test_a_directory_that_is_none(ca: ScriptedCA, body: object) -> None:
     "body",
     [
         {},
-        {"status": "pending", "identifier": {"type": "dns", "value": "a"}, "challenges": [{"type": "http-01"}]},
+        {"status": "pending", "identifier": {"type": "dns", "value": "a"}, "challenges": [{"type": 1}]},
+        {"status": "pending", "identifier": {"type": "dns", "value": "a"}, "challenges": ["http-01"]},
+        {"status": None, "identifier": {"type": "dns", "value": "a"}, "challenges": []},
         {"status": "pending", "identifier": {"type": "dns", "value": "a"}, "challenges": None},
         {"status": "pending", "challenges": []},
     ],
@@ -133,13 +136,25 @@ def test_an_authorization_that_makes_no_sense_is_an_error(ca: ScriptedCA, client
     assert "makes no sense" in str(refused(client.authorization, url))
 
 
-@pytest.mark.parametrize("token", ["../../etc/passwd", "a/b", "", "a" * 600, "a\r\nb", "é" * 30])
+@pytest.mark.parametrize("token", ["../../etc/passwd", "a/b", "", "a" * 600, "a\r\nb", "é" * 30, None, 7])
 def test_a_token_that_is_more_than_a_token_is_not_answered(ca: ScriptedCA, client: Client, token: str) -> None:
     challenge = {"type": "tls-alpn-01", "url": "https://127.0.0.1/c", "status": "pending", "token": token}
     body = {"status": "pending", "identifier": {"type": "dns", "value": "a.example"}, "challenges": [challenge]}
     ca.script["/authorization"] = [Reply(200, body)]
     found = client.authorization(ca.url.replace("/dir", "/authorization"))
     assert [each.token for each in found.challenges] == [""]
+
+
+@pytest.mark.parametrize("token", ["t" * 43, "t" * 5, "A-_9"])
+@pytest.mark.parametrize("kind", ["http-01", "tls-alpn-01"])
+def test_a_token_is_taken_as_it_is(ca: ScriptedCA, client: Client, kind: str, token: str) -> None:
+    challenge = {"type": kind, "url": "https://127.0.0.1/c", "status": "pending", "token": token}
+    body = {"status": "pending", "identifier": {"type": "dns", "value": "A.example"}, "challenges": [challenge]}
+    ca.script["/authorization"] = [Reply(200, body)]
+    found = client.authorization(ca.url.replace("/dir", "/authorization"))
+    assert [(each.kind, each.token) for each in found.challenges] == [(kind, token)]
+    assert found.challenges[0].key_authorization.startswith(f"{token}.")
+    assert found.name == "a.example"
 
 
 @pytest.mark.parametrize(
@@ -377,6 +392,26 @@ def test_a_callback_that_fails_does_not_end_the_thread(
     eventually(lambda: len(seen) == 2)
     assert manager.stop(time.monotonic() + 30)
     assert any("was not taken" in message for message in caplog.messages)
+
+
+def test_a_ca_that_hangs_holds_up_neither_the_start_nor_the_stop(ca: ScriptedCA, tmp_path: Path) -> None:
+    reached, released = threading.Event(), threading.Event()
+
+    def hang(_: object) -> Reply:
+        reached.set()
+        released.wait(30)
+        return Reply(502, b"")
+
+    ca.script["/dir"] = [hang]
+    settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
+    manager = Manager(settings, tmp_path / "state", Challenges(), lambda *_: None)
+    assert not manager.start()
+    assert reached.wait(10)
+    assert not manager.stop(time.monotonic() + 0.1)
+    assert "stopping" in repr(manager)
+    released.set()
+    assert manager.stop(time.monotonic() + 30)
+    assert [thread for thread in threading.enumerate() if thread.name == "hardserve-acme"] == []
 
 
 def test_somebody_else_with_other_settings_is_left_the_directory(ca: ScriptedCA, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_what_is_neither_a_file_nor_a_directory_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_age", "expected"), [(None, "no-cache"), (0, "public, max-age=0"), (60, "public, max-age=60")]
+    ("max_age", "expected"), [(None, "no-cache"), (0, "max-age=0"), (60, "max-age=60")]
 )
 def test_a_folder_of_the_app(tmp_path: Path, max_age: int | None, expected: str) -> None:
     made = Mount.of_app("/static", str(tmp_path), max_age)
@@ -226,7 +226,17 @@ def test_the_short_form(text: str, url: str, directory: str) -> None:
     [
         pytest.param("app.3f2a91c4.js", True, id="eight digits between dots"),
         pytest.param("app-3f2a91c4.min.css", True, id="after a dash"),
-        pytest.param("app_3F2A91C4E5.css", True, id="in upper case"),
+        pytest.param("app.3f2a91c4.js.map", True, id="a map of a script"),
+        pytest.param("index-BxK3aD9f.js", True, id="base64"),
+        pytest.param("index-B_K3-D9f.css", True, id="base64 for URLs"),
+        pytest.param("chunk-KY2MZ4VJ.js", True, id="base32"),
+        pytest.param("index-DiwrgTda.css", False, id="base64 that could be words"),
+        pytest.param("bootstrap-carousel.js", False, id="a word of eight letters"),
+        pytest.param("api-Version2.js", False, id="a word with a number"),
+        pytest.param("app-DataGrid.js", False, id="two words"),
+        pytest.param("app_3f2a91c4.css", False, id="after an underscore"),
+        pytest.param("photo-3f2a91c4.jpg", False, id="a picture"),
+        pytest.param("invoice-2024abcd.pdf", False, id="a document"),
         pytest.param(f"app.{'0123456789abcdef' * 4}.js", True, id="a whole SHA-256"),
         pytest.param("app.js", False, id="no hash"),
         pytest.param("app.3f2a91c.js", False, id="seven digits"),

@@ -47,7 +47,7 @@ BIG = random.Random(5).randbytes(300_000)  # more than is kept in memory
 SCRIPT = b"let answer = 42;\n" * 200
 HUGE = random.Random(6).randbytes(1 << 20) * 8  # more than the buffers of two sockets
 ALLOW = "GET, HEAD, OPTIONS"
-FOR_EVER = "public, max-age=31536000, immutable"
+FOR_EVER = "max-age=31536000, immutable"
 
 
 def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -488,7 +488,7 @@ def test_whose_the_static_folder_is(
     said = [record.getMessage() for record in caplog.records if "left to the app" in record.getMessage()]
     assert len(said) == (1 if hooked and auto == "on" else 0)
     if max_age is not None:
-        assert response.header("Cache-Control") == f"public, max-age={max_age}"
+        assert response.header("Cache-Control") == f"max-age={max_age}"
 
 
 def static_mounts(running: Running) -> tuple[str, ...]:

@@ -343,6 +343,28 @@ def test_one_that_is_not_for_servers(issuer: Authority, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("what", ["name", "time"])
+def test_a_certificate_that_is_odd_inside(issuer: Authority, tmp_path: Path, what: str) -> None:
+    """Its signature does not fit any more, which nobody looks at who trusts this very certificate."""
+    made = issuer.leaf("a.test")
+    files = made.write(tmp_path)
+    end = f"{made.certificate.not_valid_after_utc:%y%m%d%H%M%S}Z".encode()
+    found, put = (b"a.test", b"a.t\xffst") if what == "name" else (end, end[:-1] + b"X")
+    assert found in made.der
+    files.certificate.write_text(ssl.DER_cert_to_PEM_cert(made.der.replace(found, put)))
+    (problem,) = problems_of(files)
+    assert problem in {
+        f"a handshake with the certificate in {files.certificate} fails: invalid start byte",
+        f"the certificate in {files.certificate} has a time that is none",
+    }
+
+
+def test_a_kind_of_key_that_clients_do_not_know(issuer: Authority, tmp_path: Path) -> None:
+    files = issuer.leaf("a.test", kind="k1").write(tmp_path)
+    (problem,) = problems_of(files)
+    assert problem.startswith(f"a handshake with the certificate in {files.certificate} fails: ")
+
+
 def test_one_that_says_nothing_of_its_purpose(issuer: Authority, tmp_path: Path) -> None:
     assert load(issuer.leaf("a.test", purposes=()).write(tmp_path), NOW).warnings == ()
 
@@ -642,6 +664,19 @@ def test_a_change_while_it_is_read_is_noticed(issuer: Authority, tmp_path: Path)
     assert caught.value.problems == [f"{files.certificate} or {files.key} was changed while it was read"]
     assert caught.value.passing
     assert load(files, NOW).names == ("b.test",)
+
+
+def test_a_change_of_the_chain_alone_is_noticed(issuer: Authority, tmp_path: Path) -> None:
+    made = issuer.leaf("a.test")
+    files = made.write(tmp_path)
+
+    def make(given: PairFiles) -> ssl.SSLContext:
+        context = server_context(given)
+        files.certificate.write_text(made.pem)
+        return context
+
+    with pytest.raises(CertificateError, match="changed while it was read"):
+        load(files, NOW, make=make)
 
 
 @pytest.mark.parametrize(

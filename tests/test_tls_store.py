@@ -353,6 +353,30 @@ def test_a_mismatch_that_stays_is_said_in_the_end(root: Authority, tmp_path: Pat
     assert "is not the key of the certificate" in said[0]
 
 
+def test_what_stays_broken_is_tried_now_and_then(root: Authority, tmp_path: Path) -> None:
+    """An encrypted key costs a tenth of a second each time."""
+    made = root.leaf("a.test")
+    files = made.write(tmp_path, passphrase="open sesame")
+    store = loaded(files)
+    make, tried = store._make, []
+
+    def count(given: PairFiles | None) -> ssl.SSLContext:
+        tried.append(given)
+        return make(given)
+
+    store._make = count
+    assert files.passphrase_file is not None
+    files.passphrase_file.write_text("open barley\n")
+    assert store.reload(NOW) == []
+    assert len(store.reload(NOW + SETTLE_S)) == 1
+    assert len(tried) == 2
+    for later in range(1, int(RETRY_S)):
+        assert store.reload(NOW + SETTLE_S + later) == []
+    assert len(tried) == 2
+    assert store.reload(NOW + SETTLE_S + RETRY_S) == []
+    assert len(tried) == 3
+
+
 # --- sessions ---
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import select
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import tempfile
+import termios
 import threading
 import time
 from collections import deque
@@ -26,6 +29,7 @@ from hardserve.edge.transport import HeldCalls
 from hardserve.pool import Pool
 from tests.certs import Authority, client_context
 from tests.support import PATIENCE_S, switching_often
+from tests.test_http import eventually
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="there is no openssl command")
@@ -53,6 +57,10 @@ class Joined:
     transport: TlsTransport
     raw: socket.socket
     client: ssl.SSLSocket | None = None
+
+    @property
+    def raw_fileno(self) -> int:
+        return (self.client or self.raw).fileno()
 
     @property
     def tls(self) -> ssl.SSLSocket:
@@ -746,6 +754,20 @@ def test_what_was_not_acknowledged_is_told_in_bytes_of_the_response(server: ssl.
         assert sent == 30_000
         assert 0 <= pair.transport.unacknowledged() <= sent
         assert pair.read(sent) == b"x" * sent
+
+
+def test_what_is_owed_is_neither_taken_nor_unacknowledged(server: ssl.SSLContext) -> None:
+    """What a client has taken is what was sent without what is unacknowledged, although half a piece is on its way."""
+    with established(server) as pair:
+        pair.transport.keep_unsent(1 << 20)
+        sent = fill(pair)
+        assert pair.transport._owed > len(pair.transport._unsent) + 1000, "else there is nothing to see"
+
+        def is_told() -> bool:  # once the client's kernel has acknowledged what it has
+            arrived: int = struct.unpack("i", fcntl.ioctl(pair.raw_fileno, termios.FIONREAD, b"\0\0\0\0"))[0]
+            return abs(sent - pair.transport.unacknowledged() - arrived) < arrived * 0.01 + 500
+
+        eventually(is_told)
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])

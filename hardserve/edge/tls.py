@@ -160,8 +160,8 @@ class TlsTransport:
 
     __slots__ = (
         "_before", "_broken", "_computing", "_costly", "_ended", "_held", "_held_back", "_hello_seen", "_incoming",
-        "_lock", "_more", "_outcome", "_outgoing", "_owed", "_piece", "_plain_bytes", "_shake_bytes", "_shut",
-        "_shut_sent", "_socket", "_steps", "_tls", "_unsent", "_verifies", "_wire_bytes", "facts", "truncated",
+        "_lock", "_more", "_outcome", "_outgoing", "_owed", "_owed_wire", "_piece", "_plain_bytes", "_shake_bytes",
+        "_shut", "_shut_sent", "_socket", "_steps", "_tls", "_unsent", "_verifies", "_wire_bytes", "facts", "truncated",
     )  # fmt: skip
 
     def __init__(
@@ -191,7 +191,8 @@ class TlsTransport:
         self.truncated = False  # and has not said so
         # Writing.
         self._unsent: bytes | memoryview = b""  # encrypted
-        self._owed = 0
+        self._owed = 0  # bytes of what was offered
+        self._owed_wire = 0  # what they became
         self._piece = PIECE_MIN_BYTES
         self._shut = False
         self._shut_sent = False
@@ -485,6 +486,7 @@ class TlsTransport:
             return True
         self._unsent = memoryview(wire)[sent:]
         self._owed = size
+        self._owed_wire = total
         self._piece = PIECE_MIN_BYTES
         return False
 
@@ -539,6 +541,10 @@ class TlsTransport:
             held: int = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
         except (OSError, ValueError):  # the latter for a socket that is closed
             return 0
+        if self._owed:
+            # Of the last piece nothing was reported as taken yet, and its beginning is with the kernel, behind all else.
+            # Less than nothing is what of it has reached the peer.
+            held -= self._owed_wire - len(self._unsent)
         return held * self._plain_bytes // self._wire_bytes if self._wire_bytes else held
 
     # --- the end ---

@@ -17,10 +17,16 @@ from hardserve.files.tree import Tree, may_be_served
 from hardserve.http.paths import PathPattern, normalized
 from hardserve.settings import StaticSettings
 
-# Eight or more hexadecimal digits between two of these, letters and digits both: `app.3f2a91c4.js` and
-# `app-3f2a91c4e5.min.css` are never changed, `report-20240131.pdf` may be.
-_HASHED = re.compile(r"[.\-_](?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\.")
-FOR_EVER = "public, max-age=31536000, immutable"
+# What builds write before the suffix of scripts, styles and fonts: eight or more hexadecimal digits, letters and digits
+# both (`app.3f2a91c4.js`), or eight characters of base64 with a digit and a capital past the first (`index-BxK3aD9f.js`).
+# Not `bootstrap-carousel.js`, `api-Version2.js` or `report-20240131.js`, which are written over; and of those that are
+# hashes some are not seen, which costs a browser a question. Pictures and data have such names for other reasons.
+_HASHED = re.compile(
+    r"[.-](?:(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}|(?=[^.]*[0-9])(?=.[^.]*[A-Z])[A-Za-z0-9_-]{8})"
+    r"(?:\.(?:min|bundle|chunk))?\.(?:(?:js|mjs|css)(?:\.map)?|wasm|woff2?|ttf|otf)$"
+)
+# Not `public`: behind a password, that would let a shared cache give it to anybody (RFC 9111 3.5).
+FOR_EVER = "max-age=31536000, immutable"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,12 +80,12 @@ class Mount:
             tree=Tree(directory, follow_symlinks=False),
             index="",
             misses_to_app=True,
-            cache_control="no-cache" if max_age is None else f"public, max-age={max_age}",
+            cache_control="no-cache" if max_age is None else f"max-age={max_age}",
         )
 
     def cache_control_of(self, name: str) -> str:
         """Return the Cache-Control of a file of this name, "" for none."""
-        for_ever = self.immutable == "on" or (self.immutable == "auto" and _HASHED.search(name.lower()) is not None)
+        for_ever = self.immutable == "on" or (self.immutable == "auto" and _HASHED.search(name) is not None)
         return FOR_EVER if for_ever else self.cache_control
 
 

@@ -136,8 +136,7 @@ def load(files: PairFiles, now: float, *, make: Callable[[PairFiles], ssl.SSLCon
     pair = Pair(
         files,
         names,
-        ssl.cert_time_to_seconds(str(facts["notBefore"])),
-        ssl.cert_time_to_seconds(str(facts["notAfter"])),
+        *_times(files, facts),
         fingerprint_of(der),
         _common_name(facts.get("issuer", ())),
         facts.get("subject") == facts.get("issuer"),
@@ -215,21 +214,22 @@ def _roots_client() -> ssl.SSLContext:
 
 def _facts(files: PairFiles, context: ssl.SSLContext) -> tuple[bytes, Mapping[str, Any]]:
     """Return the certificate that `context` serves, as DER and taken apart."""
-    client = _client()
-    client.verify_mode = ssl.CERT_NONE
-    der = _handshake(context, client).getpeercert(True)
-    if der is None:
-        raise CertificateError([f"OpenSSL does not serve the certificate in {files.certificate}"])
-    client = _client()
+    blind, client = _client(), _client()
+    blind.verify_mode = ssl.CERT_NONE
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(cadata=der)
     try:
+        der = _handshake(context, blind).getpeercert(True) or b""
+        client.load_verify_locations(cadata=der)
         return der, _handshake(context, client).getpeercert() or {}
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == _WRONG_PURPOSE:
             problem = f"the certificate in {files.certificate} is not one for servers, says its extended key usage"
         else:
             problem = f"clients do not take the certificate in {files.certificate}: {error.verify_message}"
+        raise CertificateError([problem]) from error
+    except (ssl.SSLError, ValueError) as error:  # the latter for what is in it and cannot be read
+        reason = getattr(error, "reason", None) or str(error)
+        problem = f"a handshake with the certificate in {files.certificate} fails: {reason.lower().replace('_', ' ')}"
         raise CertificateError([problem]) from error
 
 
@@ -257,6 +257,13 @@ def _verify(context: ssl.SSLContext, client: ssl.SSLContext) -> tuple[int, str]:
     except ssl.SSLCertVerificationError as error:
         return error.verify_code, error.verify_message
     return 0, ""
+
+
+def _times(files: PairFiles, facts: Mapping[str, Any]) -> tuple[float, float]:
+    try:
+        return ssl.cert_time_to_seconds(str(facts["notBefore"])), ssl.cert_time_to_seconds(str(facts["notAfter"]))
+    except ValueError as error:
+        raise CertificateError([f"the certificate in {files.certificate} has a time that is none"]) from error
 
 
 def _names(files: PairFiles, facts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:

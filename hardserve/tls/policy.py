@@ -12,8 +12,8 @@ What Python (3.11 to 3.14) lets nobody say, and what then holds:
 * The suites of TLS 1.3 are OpenSSL's own three, the same as Mozilla's.
 * Groups are OpenSSL's own: X25519, P-256 and P-384 as in the guidelines, also X448, P-521, and ffdhe2048 to ffdhe8192;
   from 3.5 on X25519MLKEM768 first. `set_ecdh_curve` takes one curve and no X25519, so that browsers would need one more
-  round trip. A client may so ask for ffdhe8192 in TLS 1.3, which costs a hundred times what X25519 does: whoever takes
-  handshakes has to look at the ClientHello first, or the machine's openssl.cnf has to say `Groups`.
+  round trip. A client may so ask for ffdhe8192 in TLS 1.3, which costs four hundred times what X25519 does: whoever
+  takes handshakes has to look at the ClientHello first, or the machine's openssl.cnf has to say `Groups`.
 * The keys of session tickets are made by OpenSSL with the context and live as long as it does. tls.store makes the
   context that has them anew every day. A ticket is good for two hours, which is OpenSSL's own time.
 * Nobody sees which protocols a client offers by ALPN, and a client that offers others alone goes on without one.

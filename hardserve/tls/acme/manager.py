@@ -235,8 +235,8 @@ class Manager:
             return
         self._left_alone = ""
         if held.not_after > self._clock():
-            self._hand_over(held)
             self._calm()
+            self._hand_over(held)
 
     def _calm(self) -> None:
         """Whoever wanted a certificate at once has got one, or a reason."""
