@@ -20,6 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from hardserve.http.weights import weights
 from hardserve.protocol import REASONS
 from hardserve.refusals import BANNED, RATE_LIMITED
 from hardserve.securityheaders import default_lines
@@ -84,12 +85,8 @@ _REQUEST_ID_MAX = 128
 ACCEPT_MAX = 512
 _REMEMBERED = 256
 
-_RANGES = frozenset({*OFFERS, "text/*", "application/*", "*/*"})
-
 # Always matches to the closing quote or the end, so that no character is looked at twice.
 _QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')
-# More than the three decimals of the RFC and a missing zero are taken, deliberately: Java's own client sends "q=.2".
-_WEIGHT = re.compile(r"[01](?:\.[0-9]*)?|\.[0-9]+")
 
 
 def preferred(accept: str) -> str:
@@ -102,39 +99,24 @@ def preferred(accept: str) -> str:
     whoever asks for `application/json; charset=utf-8` wants JSON. Pure, any thread; time is linear in the value, and
     bounded.
     """
-    weights: dict[str, float] = {}
+    given: dict[str, float] = {}
     if len(accept) <= ACCEPT_MAX:
         if '"' in accept:  # a comma in a quoted string separates nothing, and a weight is never quoted
             accept = _QUOTED.sub("", accept)
-        for element in accept.lower().split(","):
-            media_range, _, parameters = element.partition(";")
-            media_range = media_range.strip(" \t")
-            weight = _weight(parameters) if media_range in _RANGES else None
-            if weight is not None:
-                weights[media_range] = max(weight, weights.get(media_range, 0.0))
+        given = weights(accept)
     best, best_rank = TEXT, (0.0, 0)
     for offer in OFFERS:
-        rank = _rank(offer, weights)
+        rank = _rank(offer, given)
         if rank[0] > 0 and rank > best_rank:
             best, best_rank = offer, rank
     return best
 
 
-def _weight(parameters: str) -> float | None:
-    """Return the weight among the parameters of a media range, None if it is none."""
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.partition("=")
-        if name.strip(" \t") == "q":
-            value = value.strip(" \t")
-            return min(1.0, float(value)) if _WEIGHT.fullmatch(value) else None
-    return 1.0
-
-
-def _rank(offer: str, weights: Mapping[str, float]) -> tuple[float, int]:
+def _rank(offer: str, given: Mapping[str, float]) -> tuple[float, int]:
     """Return the weight of the range that is most specific about `offer`, and how specific that is."""
     for specificity, media_range in ((2, offer), (1, f"{offer.partition('/')[0]}/*"), (0, "*/*")):
-        if media_range in weights:
-            return weights[media_range], specificity
+        if media_range in given:
+            return given[media_range], specificity
     return 0.0, 0
 
 

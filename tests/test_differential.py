@@ -7,47 +7,29 @@ what nginx has understood. Cases are told apart by the address that they come fr
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import select
-import shutil
 import socket
 import socketserver
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
 
 from tests.corpus import CASES, Case
+from tests.nginx import NGINX, serving_with_nginx
 from tests.support import PATIENCE_S
-from tests.test_http import eventually
 
 pytestmark = pytest.mark.peer
 
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 GOOD = b"GET /good HTTP/1.1\r\nHost: good\r\n\r\n"
 # Sizes are a matter of taste, and nginx is given room for all of them: what the two must agree on is framing.
 COMPARED = [case for case in CASES if case.file != "sizes" and case.status not in (413, 414, 431)]
 
-CONFIG = """
-daemon off;
-master_process off;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ worker_connections 2048; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+AROUND = """
     large_client_header_buffers 8 64k;
     client_max_body_size 1m;
     # What is unfinished is given up soon: nothing more is coming.
@@ -55,15 +37,13 @@ http {{
     client_body_timeout 700ms;
     keepalive_timeout 300ms;
     lingering_timeout 300ms;
-    server {{
-        listen 127.0.0.1:{port} default_server backlog=1024;
-        location / {{
-            proxy_pass http://127.0.0.1:{upstream};
-            proxy_set_header Host $http_host;
-            proxy_set_header X-Case $remote_addr;
-        }}
+"""
+LOCATION = """
+    location / {{
+        proxy_pass http://127.0.0.1:{upstream};
+        proxy_set_header Host $http_host;
+        proxy_set_header X-Case $remote_addr;
     }}
-}}
 """
 
 
@@ -107,34 +87,6 @@ def recording() -> Iterator[tuple[int, dict[str, list[Request]]]]:
         finally:
             server.shutdown()
             thread.join(PATIENCE_S)
-
-
-@contextlib.contextmanager
-def nginx(directory: Path, upstream: int) -> Iterator[int]:
-    """Run an nginx of one process that writes nowhere but in `directory`; yield its port."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    config = directory / "nginx.conf"
-    config.write_text(CONFIG.format(directory=directory, port=port, upstream=upstream))
-    process = subprocess.Popen(
-        [str(NGINX), "-p", str(directory), "-c", str(config), "-e", str(directory / "error.log")],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-
-        def listens() -> bool:
-            assert process.poll() is None, (directory / "error.log").read_text()
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-                return True
-            return False
-
-        eventually(listens)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
 
 
 def send_all(port: int) -> None:
@@ -196,7 +148,10 @@ def asked_of_app(tmp_path_factory: pytest.TempPathFactory) -> list[list[Request]
     if NGINX is None:
         pytest.skip("no nginx program: apt install nginx-light")
     directory = tmp_path_factory.mktemp("nginx")
-    with recording() as (upstream, asked), nginx(directory, upstream) as port:
+    with (
+        recording() as (upstream, asked),
+        serving_with_nginx(directory, LOCATION.format(upstream=upstream), http=AROUND) as port,
+    ):
         send_all(port)
     return [asked.get(address_of(number), []) for number in range(len(COMPARED))]
 
@@ -229,8 +184,3 @@ def test_a_verdict_says_what_differs() -> None:
     assert verdict(refused, [whole, good]) == "accepts and goes on"
     assert verdict(refused, [whole]) == "accepts and closes"
     assert verdict(refused, [whole, whole, good]) == "reads it otherwise"
-
-
-def test_the_config_names_no_file_outside_its_directory() -> None:
-    paths = re.findall(r"(?<=\s)/\S+(?=;)", CONFIG.format(directory="/own", port=1, upstream=2))
-    assert all(path.startswith("/own/") for path in paths)

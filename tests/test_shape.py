@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "values": {"settings", "refusals", "addresses"},
     "refusals": set(),
     "protocol": {"refusals"},
-    "pages": {"settings", "refusals", "protocol", "securityheaders"},
+    "pages": {"settings", "refusals", "protocol", "http", "securityheaders"},
     "describe": {"settings", "values", "addresses"},
     "names": {"settings", "values", "describe"},
     "configfiles": {"settings", "values", "names"},

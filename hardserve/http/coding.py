@@ -5,8 +5,9 @@ What can be had in which coding, and what the codings are made with, is not know
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+
+from hardserve.http.weights import weights
 
 IDENTITY = "identity"
 
@@ -16,8 +17,6 @@ ACCEPT_ENCODING_MAX = 512
 
 # RFC 9110 8.4.1.3: a recipient takes "x-gzip" as "gzip".
 _ALIASES = {"x-gzip": "gzip"}
-# As for Accept, more than the three decimals of the RFC and a missing zero are taken, deliberately.
-_WEIGHT = re.compile(r"[01](?:\.[0-9]*)?|\.[0-9]+")
 
 
 def best(accept_encoding: str | None, offers: Sequence[str]) -> str:
@@ -34,28 +33,14 @@ def best(accept_encoding: str | None, offers: Sequence[str]) -> str:
     """
     if not accept_encoding or len(accept_encoding) > ACCEPT_ENCODING_MAX:
         return IDENTITY
-    weights: dict[str, float] = {}
-    for element in accept_encoding.lower().split(","):
-        name, _, parameters = element.partition(";")
-        name = name.strip(" \t")
-        weight = _weight(parameters)
-        if weight is not None:
-            name = _ALIASES.get(name, name)
-            weights[name] = max(weight, weights.get(name, 0.0))
-    others = weights.get("*", 0.0)
-    chosen, most = IDENTITY, weights.get(IDENTITY, others)
+    given = weights(accept_encoding)
+    for alias, name in _ALIASES.items():
+        if alias in given:
+            given[name] = max(given[alias], given.get(name, 0.0))
+    others = given.get("*", 0.0)
+    chosen, most = IDENTITY, given.get(IDENTITY, others)
     for offer in offers:
-        weight = weights.get(offer, others)
+        weight = given.get(offer, others)
         if weight > 0 and (weight > most or (weight == most and chosen == IDENTITY)):
             chosen, most = offer, weight
     return chosen
-
-
-def _weight(parameters: str) -> float | None:
-    """Return the weight that follows a coding, None if what is given as one is none."""
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.partition("=")
-        if name.strip(" \t") == "q":
-            value = value.strip(" \t")
-            return min(1.0, float(value)) if _WEIGHT.fullmatch(value) else None
-    return 1.0

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .process import helper
+
 ADDRESSES = 250
 RECEIVE_BUFFER_BYTES = 64 * 1024
 OPEN_LIMIT_S = 60
@@ -80,23 +82,9 @@ class Downloaders:
 @contextlib.contextmanager
 def downloaders(port: int, count: int, rate: int, path: str, repository: Path) -> Iterator[Downloaders]:
     """Keep so many clients loading while the block runs. Raises RuntimeError when they do not all get a 200."""
-    arguments = [str(port), str(count), str(rate), path]
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__, *arguments],
-        cwd=repository,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            said = process.stdout.readline().strip()
-            if said != "ready":
-                raise RuntimeError(f"downloads: {said or 'the clients ended'}")
-            yield Downloaders(process)
-        finally:
-            process.kill()
+    arguments = (str(port), str(count), str(rate), path)
+    with helper(__name__, *arguments, repository=repository, what="downloads") as process:
+        yield Downloaders(process)
 
 
 class _Download:

@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
+from .process import helper
+
 OPEN_LIMIT_S = 30
 HOLD_LIMIT_S = 300
 ONE_ADDRESS = "127.0.0.66"
@@ -129,24 +131,11 @@ def hostile_clients(
 
     Raises RuntimeError when the process does not get so far.
     """
-    command = [sys.executable, "-m", f"{__package__}.hostile_clients", str(port)]
-    command += [f"--addresses={addresses}", f"--ramp={ramp_s}"]
-    with subprocess.Popen(
-        [*command, *(f"{name}={count}" for name, count in counts.items())],
-        cwd=repository,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            said = process.stdout.readline().strip()
-            if said != "ready":
-                raise RuntimeError(f"hostile clients: {said or 'the process ended'}")
-            yield HostileClients(process)
-        finally:
-            process.kill()
+    arguments = [str(port), f"--addresses={addresses}", f"--ramp={ramp_s}"]
+    arguments += [f"{name}={count}" for name, count in counts.items()]
+    name = f"{__package__}.hostile_clients"
+    with helper(name, *arguments, repository=repository, what="hostile clients") as process:
+        yield HostileClients(process)
 
 
 # --- inside the process ---

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .process import helper
+
 ADDRESSES = 250
 OPEN_LIMIT_S = 90
 HOLD_LIMIT_S = 300
@@ -42,22 +44,8 @@ class IdleClients:
 def idle_clients(port: int, count: int, repository: Path) -> Iterator[IdleClients]:
     """Hold `count` idle connections to `port`. Raises RuntimeError when they cannot all be opened."""
     name = f"{__package__}.idle"
-    with subprocess.Popen(
-        [sys.executable, "-m", name, str(port), str(count)],
-        cwd=repository,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            said = process.stdout.readline().strip()
-            if said != "ready":
-                raise RuntimeError(f"idle connections: {said or 'the client ended'}")
-            yield IdleClients(process, count)
-        finally:
-            process.kill()
+    with helper(name, str(port), str(count), repository=repository, what="idle connections") as process:
+        yield IdleClients(process, count)
 
 
 def main(port: int, count: int) -> None:

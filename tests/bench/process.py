@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -136,6 +137,30 @@ def running(server: Server, run: Run) -> Iterator[Running]:
         yield it
     finally:
         it.stop()
+
+
+@contextlib.contextmanager
+def helper(module: str, *arguments: str, repository: Path, what: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a module of the benchmark's own in a process while the block runs, once it has said "ready".
+
+    Raises RuntimeError, in which `what` names it, when it does not get so far.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=repository,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline().strip()
+            if said != "ready":
+                raise RuntimeError(f"{what}: {said or 'the process ended'}")
+            yield process
+        finally:
+            process.kill()
 
 
 def environment(home: Path) -> Mapping[str, str]:
