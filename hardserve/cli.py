@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -141,7 +142,7 @@ class _Command(click.Command):
         with formatter.section("Common settings (defaults in brackets)"):
             formatter.write_dl(
                 [
-                    (_usage(option), f"{option.help} [{plain(option.kind, option.default)}]")
+                    (_usage(option), f"{option.help} [{_shown(option, option.default)}]")
                     for option in map(by_key.__getitem__, COMMON)
                 ]
             )
@@ -176,7 +177,7 @@ class _Command(click.Command):
         for section in SECTIONS:
             with formatter.section(f"[{section.name}] {section.help.rstrip('.')}"):
                 for option in section.options:
-                    default = plain(option.kind, option.default)
+                    default = _shown(option, option.default)
                     formatter.write_text(f"{_usage(option)}  [{option.variable}]")
                     with formatter.indentation():
                         formatter.write_text(f"{option.help} ({describe(option.kind)}; default {default})")
@@ -193,6 +194,11 @@ class _Command(click.Command):
 
 def _usage(option: Option) -> str:
     return f"{option.flag} {METAVARS[type(option.kind)]}"
+
+
+def _shown(option: Option, value: Any) -> str:
+    """Write a value for people, who would not see an empty list."""
+    return plain(option.kind, value) or "none"
 
 
 def _print_help_all(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
@@ -253,10 +259,10 @@ def _run(
         sys.exit(_ask_server(app, resolved.settings, [str(client) for client in rest]))
     else:
         dotenv.apply(os.environ)
-        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved.settings))
+        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved))
 
 
-def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
+def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
     from hardserve.checks.users import UsersFileError  # noqa: PLC0415
     from hardserve.edge.listener import ListenError  # noqa: PLC0415
     from hardserve.loader import LoadError, load_app  # noqa: PLC0415
@@ -265,6 +271,7 @@ def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
     from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
     from hardserve.server import run  # noqa: PLC0415
 
+    settings = resolved.settings
     # Until the logs can be opened again: a reload right after a start must not end it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -278,7 +285,8 @@ def _serve(spec: str | None, directory: Path, settings: Settings) -> int:
     except (ListenError, ControlError) as error:
         problem, exit_code = f"hardserve: {error}", EXIT_FAILURE
     except SettingsError as error:
-        problem, exit_code = "\n".join(f"hardserve: {each}" for each in error.problems), EXIT_CONFIGURATION
+        placed = (f"hardserve: {resolved.placed(each)}" for each in error.problems)
+        problem, exit_code = "\n".join(placed), EXIT_CONFIGURATION
     except UsersFileError as error:
         problem, exit_code = f"hardserve: auth.users: {error}", EXIT_CONFIGURATION
     click.echo(problem, err=True)
@@ -315,10 +323,10 @@ def _ask_server(command: str, settings: Settings, clients: Sequence[str]) -> int
 def _print_settings(resolved: Resolved) -> None:
     rows = []
     for option in OPTIONS:
-        value = plain(option.kind, getattr(getattr(resolved.settings, option.section), option.attribute))
+        value = _shown(option, getattr(getattr(resolved.settings, option.section), option.attribute))
         if isinstance(option.kind, StorageUrl):
             value = without_password(value)
-        rows.append((option.key, value or "none", resolved.origins[option.key]))
+        rows.append((option.key, value, resolved.origins[option.key]))
     for table in TABLES:
         entries = getattr(resolved.settings, table.name)
         if not entries:

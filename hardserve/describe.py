@@ -45,19 +45,24 @@ from hardserve.values import (
     write,
 )
 
+# Those of which the description is a sentence's end by itself.
+_SAYS_ALL = ListKind | Choice | RefusalStatus | Rate | RateKey | StorageUrl | Text | Directory | UrlPath
 
-def expected(kind: Kind, default: Any) -> str:
-    """Say what is allowed, and the default for an example: the second half of a message about a mistake."""
-    example = write(kind, default)
+
+def expected(kind: Kind, example: Any) -> str:
+    """Say what is allowed, with an example: the second half of a message about a mistake."""
+    example = write(kind, example)
     match kind:
         case AddressList():
             return f"expected {ADDRESS_FORMS}; a list such as {example}"
-        case _ if isinstance(kind, ListKind | Choice | RefusalStatus | Rate | RateKey | StorageUrl | Text | Directory):
+        case _ if isinstance(kind, _SAYS_ALL):
             return f"expected {describe(kind)}"
         case Output() | FilePath():
             return f"expected {describe(kind)} (with a slash or a dot in it)"
         case PathGlob():
             return 'expected a path such as "/upload", "/upload/*" or "*.iso"'
+        case FieldValue() | FileName():
+            return f"expected the {_without_words(kind)}, such as {example}{_or_words(kind)}"
         case _:
             return f"expected a {describe(kind)}, such as {example}"
 
@@ -76,7 +81,8 @@ def describe(kind: Kind) -> str:
         case Duration() | Size() | Int():
             text = _range(kind)
         case Choice():
-            text = f"one of {', '.join(kind.values)}"
+            *others, last = map(show, kind.values)
+            text = f"{', '.join(others)} or {last}"
         case Output() | FilePath():
             words = ", ".join(map(show, kind.words))
             text = f"{words} or the path of a file" if words else "the path of a file"
@@ -128,18 +134,27 @@ def _describe_files(kind: Kind) -> str:
             text = 'some URL=PATH, such as ["/media=uploads", "/favicon.ico=static/favicon.ico"]'
         case PathGlobList():
             text = 'some paths, such as ["/api/*"], as in path of [[route]]'
-        case FieldValue():
-            text = f"value of a header field of at most {kind.max} printable ASCII characters"
-            text += "".join(f', or "{word}"' for word in kind.words)
+        case FieldValue() | FileName():
+            text = _without_words(kind) + _or_words(kind)
         case UrlPath():
-            text = 'path on the site without escapes, such as "/media"; everything below it is meant, too'
+            text = 'a path on the site without escapes, such as "/media"; everything below it is meant, too'
         case Directory():
             text = "the path of a directory, from where hardserve is started"
-        case FileName():
-            text = "name of a file, without a slash" + "".join(f', or "{word}"' for word in kind.words)
         case _:
             raise TypeError(kind)
     return text
+
+
+def _without_words(kind: FieldValue | FileName) -> str:
+    match kind:
+        case FieldValue():
+            return f"value of a header field of at most {kind.max} printable ASCII characters"
+        case FileName():
+            return "name of a file, without a slash"
+
+
+def _or_words(kind: FieldValue | FileName) -> str:
+    return "".join(f", or {show(word)}" for word in kind.words)
 
 
 def _range(kind: Duration | Size | Int) -> str:

@@ -6,15 +6,18 @@ a database or a key, is refused here.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardserve.configfiles import SettingsError
-from hardserve.files.exposure import exposed
+from hardserve.files.exposure import AppFiles, exposed
 from hardserve.files.mounts import Mount, Mounts, short_form
-from hardserve.loader.statics import source_files, static_folders
+from hardserve.http.paths import PathPattern
+from hardserve.loader.sources import source_of
+from hardserve.loader.statics import AppFolder, AppStatic, all_folders, static_directories, static_folders
 from hardserve.values import show
 
 if TYPE_CHECKING:
@@ -27,26 +30,43 @@ WAY_OUT = "nothing of the kind may be in what is served: move it elsewhere, or s
 
 def mounts_of(app: object, settings: Settings) -> Mounts:
     """Return the mounts of a server with these settings. Raises SettingsError with every problem of those."""
-    app_files = source_files(app)
+    app_files = _app_files(app)
+    configured = list(_configured(settings))
     mounts: list[Mount] = []
     problems: list[str] = []
-    for where, static in _configured(settings):
-        directory = Path(static.directory)
+    for where, static in configured:
         try:
             mounts.append(Mount.from_settings(static))
         except OSError as error:
             problems.append(f"{where}: {error.strerror or error}")
             continue
-        found = exposed(directory, app_files=app_files)
+        found = exposed(Path(static.directory), app_files=app_files)
         problems += [f"{where}: {sentence}" for sentence in found]
         if found:
             problems.append(f"{where}: {WAY_OUT}")
     if problems:
         raise SettingsError(problems)
-    if settings.files.auto != "off":
-        taken = {mount.url for mount in mounts}
-        mounts += _of_app(app, taken, app_files, always=settings.files.auto == "always")
-    return Mounts(mounts)
+    taken = [static.url for _, static in configured]
+    served = [] if settings.files.auto == "off" else list(_of_app(app, taken, app_files, settings.files.auto))
+    kept = {static.url for _, static in configured if static.internal != "on"} | {folder.url for folder in served}
+    left = [folder for folder in all_folders(app) if folder.url not in kept]
+    mounts = [_with_paths_of_app(mount, left) for mount in mounts]
+    # What the app's own static view would send, it may also name, wherever links lead: USE_X_SENDFILE makes it do that.
+    named = [Mount.of_app("", directory, None, follow_symlinks=True) for directory in static_directories(app)]
+    own = [Mount.of_app(folder.url, folder.directory, folder.max_age) for folder in served]
+    return Mounts([*mounts, *own], named=[*mounts, *named])
+
+
+def _app_files(app: object) -> AppFiles:
+    source = source_of(app)
+    return AppFiles(
+        source.files,
+        packages=source.packages,
+        roots=source.roots,
+        templates=source.templates,
+        instances=source.instances,
+        public=source.public,
+    )
 
 
 def _configured(settings: Settings) -> Iterator[tuple[str, StaticSettings]]:
@@ -57,16 +77,22 @@ def _configured(settings: Settings) -> Iterator[tuple[str, StaticSettings]]:
         yield f"static[{index}].directory = {show(static.directory)}", static
 
 
-def _of_app(app: object, taken: set[str], app_files: list[Path], *, always: bool) -> Iterator[Mount]:
-    folders, sentences = static_folders(app, always=always)
+def _of_app(app: object, taken: Sequence[str], app_files: AppFiles, auto: str) -> Iterator[AppStatic]:
+    """Yield the app's folders that are served in its place, and say which are not."""
+    folders, sentences = static_folders(app, always=auto == "always", taken=taken)
     for sentence in sentences:
         logger.info("%s", sentence)
     for folder in folders:
-        mount = Mount.of_app(folder.url, folder.directory, folder.max_age)
-        if mount.url in taken:
-            continue
         found = exposed(Path(folder.directory), app_files=app_files)
         for sentence in found:
             logger.warning("%s is left to the app, which may serve that as well: %s; move it", folder.url, sentence)
         if not found:
-            yield mount
+            yield folder
+
+
+def _with_paths_of_app(mount: Mount, left: Sequence[AppFolder]) -> Mount:
+    """Leave the URLs of folders that the app serves to it: a mount that is wider than they are would hide them."""
+    if mount.internal or mount.name:
+        return mount
+    inside = [folder.paths for folder in left if mount.has_below(folder.paths.partition("*")[0])]
+    return dataclasses.replace(mount, app_paths=[*mount.app_paths, *map(PathPattern, inside)])

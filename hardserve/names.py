@@ -12,7 +12,7 @@ from typing import Any
 
 from hardserve.describe import describe
 from hardserve.settings import ABOUT, About, AboutTables, Kind, Settings
-from hardserve.values import plain, show, write
+from hardserve.values import parse, plain, show, write
 
 VARIABLE_PREFIX = "HARDSERVE_"
 
@@ -25,6 +25,7 @@ class Option:
     name: str
     kind: Kind
     default: Any
+    example: Any
     help: str
 
     @property
@@ -116,7 +117,9 @@ def _sections() -> Iterator[Section]:
         for setting in fields(values):
             about: About = setting.metadata[ABOUT]
             default = getattr(values, setting.name)
-            options.append(Option(section.name, setting.name.removesuffix("_"), about.kind, default, about.help))
+            example = default if about.example is None else about.example
+            name = setting.name.removesuffix("_")
+            options.append(Option(section.name, name, about.kind, default, example, about.help))
         yield Section(section.name, section.metadata[ABOUT], tuple(options))
 
 
@@ -162,12 +165,14 @@ def unknown_variable(variable: str) -> str:
     return f"unknown setting{hint(name, 'variable')}"
 
 
-def hint(name: str, name_of: str, own: Mapping[str, Option | TableKey] = MappingProxyType({})) -> str:
-    """Say what an unknown name may have meant: one of `own`, those where it stands, or any setting.
+def hint(
+    name: str, name_of: str, own: Mapping[str, Option | TableKey] = MappingProxyType({}), raw: object = None
+) -> str:
+    """Say what an unknown name may have meant: one of `own`, those where it stands, or another setting.
 
-    `name_of` is how an Option is called there: "key", "keyword" or "variable".
+    `name_of` is how an Option is called there: "key", "keyword" or "variable"; `raw` is the value, beside `own`.
     """
-    similar = _similar(name, own)
+    similar = _similar(name, own, raw)
     tables = [] if similar or name_of == "variable" else _close(name, BY_TABLE)
     return _did_you_mean(
         [each.name if isinstance(each, TableKey) else getattr(each, name_of) for each in similar]
@@ -175,18 +180,30 @@ def hint(name: str, name_of: str, own: Mapping[str, Option | TableKey] = Mapping
     )
 
 
-def _similar(name: str, own: Mapping[str, Option | TableKey]) -> Sequence[Option | TableKey]:
-    """Find what an unknown name may have meant: spelt as in another source, in another section, or badly."""
+def _similar(name: str, own: Mapping[str, Option | TableKey], raw: object) -> Sequence[Option | TableKey]:
+    """Find what an unknown name may have meant: spelt badly or as in another source, or without its section.
+
+    Where it stands among `own`, it is one of those, maybe without its first word: `body` is max_body. If not, another
+    section's must have the same name and take the value: `level = 3` in [compression] means no level of a log.
+    """
     spellings: dict[str, list[Option]] = {}
     for option in OPTIONS:
         for spelling in {option.name, option.keyword, f"{option.section}_{option.name}"}:
             spellings.setdefault(spelling, []).append(option)
     name = re.sub("[.-]", "_", name.lower())
-    if name in spellings and name not in own:
-        return spellings[name]
-    return [own[match] for match in _close(name, own)] or [
-        option for match in _close(name, spellings) for option in spellings[match]
-    ]
+    if own:
+        near = _close(name, own) or [each for each in own if each.partition("_")[2] == name]
+        return [own[each] for each in near] or [option for option in spellings.get(name, ()) if _takes(option, raw)]
+    matches = [name] if name in spellings else _close(name, spellings)
+    return [option for match in matches for option in spellings[match]]
+
+
+def _takes(option: Option, raw: object) -> bool:
+    try:
+        parse(option.kind, raw)
+    except ValueError:
+        return False
+    return True
 
 
 def _close(word: str, words: Iterable[str]) -> list[str]:
@@ -196,7 +213,7 @@ def _close(word: str, words: Iterable[str]) -> list[str]:
 
 
 def _did_you_mean(names: Sequence[str]) -> str:
-    return f"; did you mean {' or '.join(names)}?" if names else "; `hardserve config` lists them all"
+    return f"; did you mean {' or '.join(names)}?" if names else "; `hardserve config --example` lists them all"
 
 
 def bare(name: str) -> str:

@@ -12,8 +12,10 @@ mistake calls for are imported where they are used: the command starts sooner.
 """
 
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from hardserve.names import (
     misplaced,
     unknown_variable,
 )
-from hardserve.settings import Kind, ListKind, PageFile, RateLimitSettings, Settings, StorageUrl
+from hardserve.settings import Kind, ListKind, PageFile, RateLimitSettings, Settings, StaticSettings, StorageUrl
 from hardserve.values import format_size, parse, parse_rates, show, without_password, write
 
 __all__ = [
@@ -72,6 +74,14 @@ class Resolved:
     origins: Mapping[str, str]
     config_path: Path | None
     dotenv_path: Path | None
+    # How a message begins about each value that somebody gave: "hardserve.toml:14: timeouts.header", "flag --bind".
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    def placed(self, problem: str) -> str:
+        """Say where it is to be put right what somebody found who knows a setting by its keyword only."""
+        name = problem.partition(" = ")[0]
+        key = BY_KEYWORD[name].key if name in BY_KEYWORD else name
+        return self.where[key] + problem.removeprefix(name) if key in self.where else problem
 
 
 def resolve(
@@ -104,7 +114,7 @@ def resolve(
         merge.add(option, raw, f"flag {option.flag}", f"flag {option.flag}")
     settings = merge.settings()
     origins = {**dict.fromkeys((option.key for option in OPTIONS), DEFAULT), **merge.origins}
-    return Resolved(settings, origins, config_path, dotenv.path)
+    return Resolved(settings, origins, config_path, dotenv.path, merge.where)
 
 
 def from_keywords(**keywords: object) -> Settings:
@@ -142,7 +152,7 @@ class _Merge:
         self._directory = directory
         self._values: dict[str, Any] = {}
         self._tables: dict[str, dict[int, Any]] = {}  # of each array those without a problem, by their index
-        self._where: dict[str, str] = {}  # how a message about the value in force begins
+        self.where: dict[str, str] = {}  # how a message about the value in force begins
         self._unusable: set[str] = set()
 
     def __repr__(self) -> str:
@@ -150,7 +160,7 @@ class _Merge:
 
     def add(self, option: Option, raw: object, origin: str, where: str) -> None:
         """Let `raw` count from now on, or be a problem."""
-        self._add(option.key, option.kind, option.default, raw, origin, where)
+        self._add(option.key, option.kind, option.example, raw, origin, where)
 
     def _add(self, key: str, kind: Kind, example: object, raw: object, origin: str, where: str) -> None:
         try:
@@ -161,7 +171,7 @@ class _Merge:
             self.problems.append(f"{where} = {abridged(shown)}: {str(error) or expected(kind, example)}")
         else:
             self.origins[key] = origin
-            self._where[key] = where
+            self.where[key] = where
 
     def add_variables(self, variables: Mapping[str, str], origins: Mapping[str, str]) -> None:
         """Add those that are ours. `origins` has the file and line of each, if it has any."""
@@ -199,7 +209,7 @@ class _Merge:
         for name, raw in entry.items():
             where, key = _at(file, table.name, index, str(name)), keys.get(name)
             if key is None:
-                self.problems.append(f"{where}: unknown setting{hint(str(name), 'key', keys)}")
+                self.problems.append(f"{where}: unknown setting{hint(str(name), 'key', keys, raw)}")
             else:
                 origin = file.place(table.name, index, name) if file else f"keyword {table.name}"
                 self._add(table.key_of(index, name), key.about.kind, key.example, raw, origin, where)
@@ -223,7 +233,7 @@ class _Merge:
         try:
             file = TomlFile.load(path, directory=self._directory)
         except SettingsError as error:
-            self.problems += error.problems
+            self.problems += [problem + _quotes_hint(problem) for problem in error.problems]
             return
         for name, content in file.document.items():
             section, table = BY_SECTION.get(name), BY_TABLE.get(name)
@@ -241,7 +251,7 @@ class _Merge:
             if option.name == name:
                 self.add(option, raw, place, f"{place}: {option.key}")
                 return
-        similar = hint(name, "key", {option.name: option for option in section.options})
+        similar = hint(name, "key", {option.name: option for option in section.options}, raw)
         self.problems.append(f"{place}: {section.name}.{bare(name)}: unknown setting{similar}")
 
     def settings(self) -> Settings:
@@ -267,11 +277,14 @@ class _Merge:
         for key, size in [("limits.body", limits.body), *self._in_tables(BY_TABLE["route"], "max_body")]:
             if size > in_memory:
                 yield from self._larger(key, size, "limits.buffered_files", settings, times=2)
+        # Of files nothing may be kept at all; what is kept of each does not matter then.
+        if settings.files.memory or "files.in_memory" in self.where:
+            yield from self._larger("files.in_memory", settings.files.in_memory, "files.memory", settings)
         yield from self._larger("limits.response_file", limits.response_file, "limits.buffered_files", settings)
         log, keys = settings.log, {"log.access", "log.error"}
         if log.max_size and log.error != "stderr" and Path(log.access) == Path(log.error) and not self._unusable & keys:
             # Each of two writers would rotate the file away under the other.
-            where = f"{self._where['log.access']} and {self._where['log.error']}"
+            where = f"{self.where['log.access']} and {self.where['log.error']}"
             yield f"{where} = {show(log.error)}: expected two files where log.max_size rotates them"
         server, ban = settings.server, settings.ban
         if server.max_client_workers > server.threads:
@@ -279,9 +292,10 @@ class _Merge:
         if ban.for_ > ban.ceiling:
             yield from self._above("ban.for", "ban.ceiling", settings)
         yield from self._lacking(settings)
+        yield from self._without_effect()
         for index, rule in self._tables.get("rate_limit", {}).items():
             for key, problem in _rule_problems(rule):
-                where = self._where.get(f"rate_limit[{index}].{key}") or self._where[f"rate_limit[{index}].limit"]
+                where = self.where.get(f"rate_limit[{index}].{key}") or self.where[f"rate_limit[{index}].limit"]
                 yield f"{where} = {show(getattr(rule, key))}: {problem}"
 
     def _above(self, part: str, whole: str, settings: Settings) -> Iterator[str]:
@@ -292,8 +306,8 @@ class _Merge:
             for option in OPTIONS:
                 if option.key in keys:
                     value = getattr(getattr(settings, option.section), option.attribute)
-                    said[option.key] = f"{self._where.get(option.key, option.key)} = {write(option.kind, value)}"
-            if part in self._where:
+                    said[option.key] = f"{self.where.get(option.key, option.key)} = {write(option.kind, value)}"
+            if part in self.where:
                 yield f"{said[part]}: expected at most {said[whole]}"
             else:
                 yield f"{said[whole]}: expected at least {said[part]}, the default"
@@ -303,7 +317,7 @@ class _Merge:
         if not settings.proxy.trusted and "proxy.trusted" not in self._unusable:
             for address in settings.server.bind:
                 if parse_address(address).proxy_protocol:
-                    where = self._where.get("server.bind", "server.bind")
+                    where = self.where.get("server.bind", "server.bind")
                     yield f"{where} = {show(address)}: expected also proxy.trusted, the proxies that may connect there"
         if settings.auth.users == "none" and "auth.users" not in self._unusable:
             wanted = [("auth.required", settings.auth.required)]
@@ -311,17 +325,17 @@ class _Merge:
             wanted += [(key, "on") for key, value in self._in_tables(BY_TABLE["rate_limit"], "key") if value == "user"]
             for key, value in wanted:
                 if value == "on":
-                    yield f"{self._where[key]}: expected also auth.users, the file that `hardserve passwd` makes"
+                    yield f"{self.where[key]}: expected also auth.users, the file that `hardserve passwd` makes"
 
     def _larger(self, part: str, size: int, whole: str, settings: Settings, *, times: int = 1) -> Iterator[str]:
         """Say that a part does not go into the whole so many times, if it does not."""
         limit: int = attrgetter(whole)(settings)
         if size * times > limit and not self._unusable & {part, whole}:
             said = {
-                key: f"{self._where.get(key, key)} = {show(format_size(value))}"
+                key: f"{self.where.get(key, key)} = {show(format_size(value))}"
                 for key, value in ((part, size), (whole, limit))
             }
-            if part in self._where:
+            if part in self.where:
                 yield f"{said[part]}: expected at most {'half of ' * (times == 2)}{said[whole]}"
             else:  # the one that somebody gave is the one to change
                 yield f"{said[whole]}: expected at least {'twice ' * (times == 2)}{said[part]}, the default"
@@ -341,7 +355,7 @@ class _Merge:
             with_this_path = routes.setdefault(route.path.rstrip("/"), {})
             for earlier, others in with_this_path.items():
                 if not others or (methods and methods <= others):
-                    where, first = self._where[f"route[{index}].path"], self._where[f"route[{earlier}].path"]
+                    where, first = self.where[f"route[{index}].path"], self.where[f"route[{earlier}].path"]
                     yield f"{where} = {show(route.path)}: never counts, after {first}"
                     break
             with_this_path[index] = methods
@@ -350,7 +364,7 @@ class _Merge:
             suffix = Path(page.file).suffix.lower()
             earlier = pages.setdefault((page.status, suffix), index)
             if earlier != index:
-                where, first = self._where[f"error_page[{index}].file"], self._where[f"error_page[{earlier}].file"]
+                where, first = self.where[f"error_page[{index}].file"], self.where[f"error_page[{earlier}].file"]
                 yield f"{where} = {show(page.file)}: never counts, after {first}"
 
     def _bad_files(self) -> Iterator[str]:
@@ -362,22 +376,85 @@ class _Merge:
                         try:
                             read_page(self._directory / path, each.about.kind)
                         except ValueError as problem:
-                            yield f"{self._where[key]} = {show(path)}: {problem}"
+                            yield f"{self.where[key]} = {show(path)}: {problem}"
         yield from self._bad_mounts()
 
     def _bad_mounts(self) -> Iterator[str]:
         """Say which mounts are of nothing, and which never count because their URL has another one."""
-        mounts = [("server.static", *text.partition("=")[::2]) for text in self._values.get("server.static", ())]
+        # Of each its URL, its path, how a message about either begins, and where another would find its URL.
+        mounts: list[tuple[str, str, str, str, str]] = []
+        for text in self._values.get("server.static", ()):
+            said = f"{self.where['server.static']} = {show(text)}"
+            url, _, path = text.partition("=")
+            mounts.append((url, path, said, said, said))
         for index, static in self._tables.get("static", {}).items():
-            mounts.append((f"static[{index}].directory", static.url, static.directory))
+            at_url, at_path = (self.where[f"static[{index}].{name}"] for name in ("url", "directory"))
+            said_url, said_path = f"{at_url} = {show(static.url)}", f"{at_path} = {show(static.directory)}"
+            mounts.append((static.url, static.directory, said_url, said_path, at_url))
         seen: dict[str, str] = {}
-        for key, url, path in mounts:
-            where = f"{self._where[key]} = {show(path)}"
-            if not (self._directory / path).exists():
-                yield f"{where}: expected a directory or a file, and nothing is there"
+        for url, path, said_url, said_path, at_url in mounts:
+            problem = self._mount_problem(path)
+            if problem:
+                yield f"{said_path}: {problem}"
             if url in seen:
-                yield f"{where}: {url} is {show(seen[url])} already; expected each URL once"
-            seen.setdefault(url, path)
+                yield f"{said_url}: expected each URL once, but it is that of {seen[url]} as well"
+            seen.setdefault(url, at_url)
+
+    def _mount_problem(self, path: str) -> str:
+        """Say why a directory, or a file, cannot be served, "" if it can."""
+        tried = (self._directory / path).absolute()
+        try:
+            mode = tried.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            found_from = "" if Path(path).is_absolute() else ", from where hardserve was started"
+            tilde = "; ~ is not expanded" if path.startswith("~") else ""
+            return f"expected a directory or a file, and nothing is there: tried {show(str(tried))}{found_from}{tilde}"
+        except OSError as error:
+            return f"cannot be reached by the user whom hardserve runs as: {error.strerror}"
+        problem = ""
+        if stat.S_ISDIR(mode):
+            if not _may(tried, os.R_OK | os.X_OK):
+                problem = "expected a directory that the user whom hardserve runs as may read and search"
+        elif not stat.S_ISREG(mode):
+            problem = "expected a directory or a file, and this is neither"
+        elif not _may(tried, os.R_OK):
+            problem = "expected a file that the user whom hardserve runs as may read"
+        return problem
+
+    def _without_effect(self) -> Iterator[str]:
+        """Say what in a [[static]] never counts, because of what it is or of something else in it."""
+        for index, static in self._tables.get("static", {}).items():
+            path = os.path.join(self._directory, static.directory)
+            for name in ("index", "listing", "fallback"):
+                key, value = f"static[{index}].{name}", getattr(static, name)
+                if key in self._values and value != "off":
+                    problem = self._effect_problem(index, static, name, path)
+                    if problem:
+                        yield f"{self.where[key]} = {show(value)}: {problem}"
+
+    def _effect_problem(self, index: int, static: StaticSettings, name: str, path: str) -> str:
+        """Say why one of those settings never counts, "" if it does."""
+        if os.path.isfile(path):
+            return f"never counts, because {self.where[f'static[{index}].directory']} is one file"
+        if static.internal == "on" and name != "index":
+            return f'never counts, because of {self.where[f"static[{index}].internal"]} = "on"'
+        if name == "fallback":
+            if static.miss == "app":
+                return f'never counts, because of {self.where[f"static[{index}].miss"]} = "app"'
+            if os.path.isdir(path) and not os.path.isfile(os.path.join(path, static.fallback)):
+                return f"expected a file in {show(static.directory)}, and none of that name is there"
+        return ""
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _quotes_hint(problem: str) -> str:
+    """Say what is probably wrong where tomllib found a value that is none, or something behind a value."""
+    if re.search(r"TOML: (Invalid value|Expected newline or end of document after a statement)$", problem):
+        return '; words, paths, durations and sizes need quotes, such as "on" or "10s"'
+    return ""
 
 
 def _rule_problems(rule: RateLimitSettings) -> Iterator[tuple[str, str]]:

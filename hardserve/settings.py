@@ -492,9 +492,13 @@ class HeaderSettings:
     referrer_policy: str = setting(
         "strict-origin-when-cross-origin", FieldValue(256, ("off",)), "The field Referrer-Policy."
     )
-    permissions_policy: str = setting("off", FieldValue(4096, ("off",)), "The field Permissions-Policy.")
-    content_security_policy: str = setting("off", FieldValue(8192, ("off",)), "The field Content-Security-Policy.")
-    server: str = setting("off", FieldValue(256, ("off",)), "The field Server.")
+    permissions_policy: str = setting(
+        "off", FieldValue(4096, ("off",)), "The field Permissions-Policy.", example="geolocation=()"
+    )
+    content_security_policy: str = setting(
+        "off", FieldValue(8192, ("off",)), "The field Content-Security-Policy.", example="default-src 'self'"
+    )
+    server: str = setting("off", FieldValue(256, ("off",)), "The field Server.", example="hardserve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,6 +185,8 @@ def parse(kind: Kind, raw: object) -> Any:
             return _whole(kind, raw)
         case _ if isinstance(kind, ListKind):
             return _list(kind, raw)
+        case Choice() if isinstance(raw, bool):
+            return _text(kind, str(raw))
         case _ if isinstance(raw, str):
             return _text(kind, raw)
     raise ValueError
@@ -215,8 +217,8 @@ def _whole(kind: Int | RefusalStatus, raw: object) -> Any:
 
 def _text(kind: Kind, raw: str) -> str:
     match kind:
-        case Choice() if raw.lower() in kind.values:
-            return raw.lower()
+        case Choice() if _word(kind, raw) in kind.values:
+            return _word(kind, raw)
         case Output() | FilePath() if raw in kind.words or _is_path(raw):
             return raw
         case PathGlob() | UrlPath():
@@ -228,6 +230,14 @@ def _text(kind: Kind, raw: str) -> str:
         case FieldValue() | FileName() | Directory() | PageFile():
             return _of_files(kind, raw)
     raise ValueError
+
+
+def _word(kind: Choice, raw: str) -> str:
+    """Return the word that is meant: true and false, in any source, are on and off where there are both."""
+    word = raw.lower()
+    if {"on", "off"} <= set(kind.values):
+        return {"true": "on", "false": "off"}.get(word, word)
+    return word
 
 
 def _of_files(kind: FieldValue | FileName | Directory | PageFile, raw: str) -> str:
@@ -267,7 +277,8 @@ def parse_mount(text: str) -> str:
     try:
         return f"{parse_url_path(url)}={path}"
     except ValueError as problem:
-        raise ValueError(f"{show(text)}: {problem or 'expected URL=PATH with a URL such as /media'}") from None
+        what = str(problem) or 'expected URL=PATH with a URL that begins with a slash, such as "/media=uploads"'
+        raise ValueError(f"{show(text)}: {what}") from None
 
 
 RATE_KEYS = ("client", "client+path", "user", "global")

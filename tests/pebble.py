@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -184,6 +185,16 @@ class Pebble:
         if self._process is not None:
             _end(self._process)
             self._process = None
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Have it not answer, and forget nothing, while a block runs."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         self.go_away()

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -190,7 +191,5 @@ def test_a_certificate_is_asked_about_as_in_the_example_of_the_standard() -> Non
         .not_valid_after(authority.certificate.not_valid_after_utc)
     )
     named = builder.add_extension(x509.AuthorityKeyIdentifier(identifier, None, None), critical=False)
-    from cryptography.hazmat.primitives import hashes
-
     assert pki.renewal_identifier(named.sign(authority.key, hashes.SHA256())) == "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"
     assert pki.renewal_identifier(builder.sign(authority.key, hashes.SHA256())) == ""

@@ -414,6 +414,21 @@ def test_a_ca_that_hangs_holds_up_neither_the_start_nor_the_stop(ca: ScriptedCA,
     assert [thread for thread in threading.enumerate() if thread.name == "hardserve-acme"] == []
 
 
+def test_while_another_process_orders_nothing_is_asked_of_the_ca(ca: ScriptedCA, tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.prepare()
+    with state.lock() as ours:
+        assert ours
+        with managing(ca, tmp_path / "state") as (manager, installed):
+            manager.renew_now()
+            time.sleep(0.5)  # several looks
+            assert (ca.said, installed) == ([], [])
+            theirs = put(ca, tmp_path / "state")
+            eventually(lambda: len(installed) == 1)
+            assert installed[0].parent.name == theirs.version
+    assert ca.sent_to("/order") == []
+
+
 def test_somebody_else_with_other_settings_is_left_the_directory(ca: ScriptedCA, tmp_path: Path) -> None:
     with managing(ca, tmp_path / "state") as (manager, installed):
         eventually(lambda: len(installed) == 1)

@@ -17,9 +17,21 @@ from cryptography import x509
 
 from hardserve.tls.acme.challenges import Challenges
 from hardserve.tls.acme.manager import Manager, status_of
+from hardserve.tls.acme.pki import new_key
 from hardserve.tls.acme.settings import AcmeSettings, Pace
 from hardserve.tls.acme.state import StateDirectory
-from tests.pebble import EAB_KEY, EAB_KID, NAMES, PEBBLE, Pebble, answering_http, answering_tls, running_pebble
+from tests.pebble import (
+    EAB_KEY,
+    EAB_KID,
+    NAMES,
+    PEBBLE,
+    Pebble,
+    answering_http,
+    answering_tls,
+    make_authority,
+    pem_of,
+    running_pebble,
+)
 
 pytestmark = [
     pytest.mark.peer,
@@ -292,6 +304,26 @@ def test_the_ca_goes_away_mid_order_and_comes_back_with_no_memory(tmp_path: Path
         assert names_of(leaf) == {"example.org"}
 
 
+def test_a_ca_that_stands_still_mid_order_costs_no_second_order(tmp_path: Path, state: Path) -> None:
+    with running_pebble(tmp_path) as pebble, managing(pebble, state) as site:
+        asked_for, let_go = threading.Event(), threading.Event()
+
+        class Slow(Challenges):
+            def answer(self, path: str) -> bytes | None:
+                asked_for.set()
+                let_go.wait(PATIENCE_S)
+                return site.challenges.answer(path)
+
+        with answering_http(Slow(), pebble.http_port):
+            assert asked_for.wait(PATIENCE_S)
+            with pebble.standing_still():
+                let_go.set()
+                time.sleep(1.5)  # it is asked meanwhile
+                assert site.installed == []
+            site.await_installed()
+        assert pebble.count("Added order") == 1
+
+
 def test_a_ca_that_is_not_there_is_no_reason_to_wait_at_start(tmp_path: Path, state: Path) -> None:
     pebble = Pebble(tmp_path, {})
     try:
@@ -387,9 +419,6 @@ def test_a_ca_whose_own_certificate_is_not_trusted_is_not_talked_to(shared: Pebb
 
 
 def test_names_are_proven_by_handshakes_where_only_443_is_open(shared: Pebble, state: Path, tmp_path: Path) -> None:
-    from hardserve.tls.acme.pki import new_key
-    from tests.pebble import make_authority, pem_of
-
     key = new_key()
     pair = tmp_path / "ordinary.pem"
     pair.write_bytes(pem_of(key) + make_authority().issue(("a.example.org",), key))

@@ -352,6 +352,9 @@ def test_a_process_that_is_killed_is_continued_by_the_next_one(
     ca.script[path] = [kill]
     try:
         assert begin().wait(30) == -9
+        noted = StateDirectory(tmp_path / "state").read_schedule()
+        assert (noted.failures, noted.error) == (1, "an attempt was broken off")
+        assert noted.retry_at > noted.attempted > 0
         second = begin()
         assert second.stdout is not None
         assert second.stdout.readline() == b"installed\n"

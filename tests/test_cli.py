@@ -59,6 +59,8 @@ def test_help_fits_a_screen_and_is_grouped(tmp_path: Path) -> None:
         "Common settings (defaults in brackets):",
         "Other flags:",
     ]
+    assert "[none]" in done.stdout  # server.static
+    assert "[]" not in done.stdout
     for word in ("demo", "config --example", "--bind ADDRESS", "--config FILE", "--env-file FILE", "--no-env-file"):
         assert f"\n  {word} " in done.stdout
     assert "--help-all" in done.stdout
@@ -72,6 +74,9 @@ def test_help_all_has_every_flag_and_variable_with_its_default(tmp_path: Path) -
         assert re.search(rf"\n  {option.flag} [A-Z=]+  \[{option.variable}\]\n", done.stdout), option
     assert re.findall(r"(?m)^\[(\w+)\] .*:$", done.stdout) == [section.name for section in SECTIONS]
     assert "default 127.0.0.1:8000)" in done.stdout
+    defaults = re.findall(r"default\s([^)]*)\)", done.stdout)
+    assert defaults.count("none") >= sum(option.default == () for option in OPTIONS) > 3
+    assert "" not in defaults
     for table in TABLES:
         (about,) = re.findall(rf"(?m)^\[\[{table.name}\]\] .*:\n((?:  .*\n)+)", done.stdout)
         assert re.findall(r"(?m)^  (\w+)$", about) == [key.name for key in table.keys]
@@ -193,6 +198,28 @@ def test_every_problem_with_the_settings_is_printed_and_nothing_started(tmp_path
         'flag --threads = "0": expected a whole number from 1 to 256, such as 8',
     ]
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        pytest.param([], 'hardserve.toml:5: static[0].directory = "media": ', id="in a table"),
+        pytest.param(["--config", "list.toml"], 'list.toml:2: server.static = "/media=media": ', id="in a list"),
+        pytest.param(["--config", "/dev/null", "--static", "/media=media"], "flag --static = ", id="in a flag"),
+    ],
+)
+def test_what_is_wrong_with_a_mount_when_it_is_looked_into_has_its_place(
+    tmp_path: Path, arguments: list[str], where: str
+) -> None:
+    (tmp_path / "hello.py").write_text(HELLO)
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / ".env").write_text("SECRET=x\n")
+    (tmp_path / "hardserve.toml").write_text('\n[[static]]\nurl = "/media"\n\ndirectory = "media"\n')
+    (tmp_path / "list.toml").write_text('[server]\nstatic = ["/media=media"]\n')
+    done = hardserve("hello:app", "--bind=127.0.0.1:0", *arguments, directory=tmp_path)
+    assert done.returncode == 78
+    assert done.stderr.splitlines()
+    assert all(line.startswith(f"hardserve: {where}") for line in done.stderr.splitlines()), done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--config", "--env-file"])

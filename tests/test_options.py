@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -45,6 +46,7 @@ from hardserve.settings import (
     RouteSettings,
     Settings,
     Size,
+    StaticSettings,
     StorageUrl,
     Text,
 )
@@ -145,7 +147,7 @@ def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911  # o
 
 
 # Those of which any combination is allowed.
-BOUND = ("limits.", "log.", "auth.", "ban.", "server.threads", "server.max_client_workers")
+BOUND = ("limits.", "log.", "auth.", "ban.", "server.threads", "server.max_client_workers", "files.memory", "files.in_")
 FREE = [option for option in OPTIONS if not option.key.startswith(BOUND)]
 SOURCES = st.fixed_dictionaries({}, optional={option.key: values_of(option.kind) for option in FREE})
 
@@ -262,7 +264,7 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
         ),
         pytest.param(
             b"[log]\nlevel = {a = 1}",
-            "hardserve.toml:2: log.level = a table: expected one of debug, info, warning, error",
+            'hardserve.toml:2: log.level = a table: expected "debug", "info", "warning" or "error"',
             id="a table where a word is wanted",
         ),
         pytest.param(
@@ -286,6 +288,42 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
             id="a name as a flag has it",
         ),
         pytest.param(
+            b"[compression]\nlevel = 3",
+            "hardserve.toml:2: compression.level: unknown setting; `hardserve config --example` lists them all",
+            id="a name in another section, where it means something else",
+        ),
+        pytest.param(
+            b"[compression]\nlevel = 'error'",
+            "hardserve.toml:2: compression.level: unknown setting; did you mean log.level?",
+            id="a name in another section that takes the value",
+        ),
+        pytest.param(
+            b"[compression]\nlevels = 'error'",
+            "hardserve.toml:2: compression.levels: unknown setting; `hardserve config --example` lists them all",
+            id="a misspelt name of another section",
+        ),
+        pytest.param(
+            b"[timeouts]\nconnections = 5",
+            "hardserve.toml:2: timeouts.connections: unknown setting; did you mean timeouts.connection?",
+            id="a misspelt name that another section has",
+        ),
+        pytest.param(
+            b"[compression]\nsize = 5",
+            "hardserve.toml:2: compression.size: unknown setting; did you mean compression.min_size?",
+            id="a name without its first word",
+        ),
+        pytest.param(
+            b"[[route]]\npath = '/'\nbody = 5",
+            "hardserve.toml:3: route[0].body: unknown setting; did you mean max_body?",
+            id="a name without its first word in a table, which two sections have",
+        ),
+        pytest.param(
+            b"[headers]\nserver = true",
+            "hardserve.toml:2: headers.server = true: expected the value of a header field of at most 256 printable"
+            ' ASCII characters, such as "hardserve", or "off"',
+            id="true where a header field is wanted",
+        ),
+        pytest.param(
             b"threads = 1",
             "hardserve.toml:1: threads: unknown setting; did you mean server.threads?",
             id="a name in no section",
@@ -297,7 +335,7 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
         ),
         pytest.param(
             b"[server]\nworkers = 1",
-            "hardserve.toml:2: server.workers: unknown setting; `hardserve config` lists them all",
+            "hardserve.toml:2: server.workers: unknown setting; `hardserve config --example` lists them all",
             id="a name like no other",
         ),
         pytest.param(
@@ -312,7 +350,7 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
         ),
         pytest.param(
             b"[[thing]]\n[[thing]]",
-            "hardserve.toml:1: [[thing]]: unknown section; `hardserve config` lists them all",
+            "hardserve.toml:1: [[thing]]: unknown section; `hardserve config --example` lists them all",
             id="an array of tables like no other",
         ),
         pytest.param(
@@ -423,8 +461,21 @@ def test_a_link_to_nowhere_is_not_taken_for_no_file(tmp_path: Path) -> None:
         ),
         pytest.param(
             b"[server]\nthreads = = 1",
-            "hardserve.toml:2: cannot be read as TOML: Invalid value",
+            "hardserve.toml:2: cannot be read as TOML: Invalid value; words, paths, durations and sizes need quotes,"
+            ' such as "on" or "10s"',
             id="not TOML",
+        ),
+        pytest.param(
+            b"[[static]]\nurl = '/m'\nlisting = on",
+            "hardserve.toml:3: cannot be read as TOML: Invalid value; words, paths, durations and sizes need quotes,"
+            ' such as "on" or "10s"',
+            id="a word without quotes",
+        ),
+        pytest.param(
+            b"[timeouts]\nheader = 10s",
+            "hardserve.toml:2: cannot be read as TOML: Expected newline or end of document after a statement;"
+            ' words, paths, durations and sizes need quotes, such as "on" or "10s"',
+            id="a duration without quotes",
         ),
         pytest.param(
             b'[server]\nbind = [\n"fd:3"\n',
@@ -670,7 +721,7 @@ def test_in_an_inline_table_the_line_is_that_of_the_table(tmp_path: Path) -> Non
         ),
         pytest.param(
             {"HARDSERVE_XYZ": "4"},
-            "environment HARDSERVE_XYZ: unknown setting; `hardserve config` lists them all",
+            "environment HARDSERVE_XYZ: unknown setting; `hardserve config --example` lists them all",
             id="a name like no other",
         ),
         pytest.param(
@@ -900,6 +951,204 @@ def test_tables_that_cannot_count_are_a_problem(tmp_path: Path, content: str, pr
     assert problems_of(tmp_path) == [problem]
 
 
+# Mounts
+
+
+def table(url: str, directory: str, *more: str) -> str:
+    return "\n".join(("[[static]]", f"url = '{url}'", f"directory = '{directory}'", *more, ""))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A directory to start in, with something to serve."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "app.html").touch()
+    (tmp_path / "d" / "sub.d").mkdir()
+    (tmp_path / "e").mkdir()
+    (tmp_path / "one.txt").touch()
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(
+            table("/a", "d") + table("/b", "d") + table("/a/", "e"),
+            'hardserve.toml:8: static[2].url = "/a": expected each URL once, but it is that of hardserve.toml:2:'
+            " static[0].url as well",
+            id="a URL twice",
+        ),
+        pytest.param(
+            "[server]\nstatic = ['/a=d']\n" + table("/a", "e"),
+            'hardserve.toml:4: static[0].url = "/a": expected each URL once, but it is that of hardserve.toml:2:'
+            ' server.static = "/a=d" as well',
+            id="a URL that the list has",
+        ),
+        pytest.param(
+            table("/a", "fifo"),
+            'hardserve.toml:3: static[0].directory = "fifo": expected a directory or a file, and this is neither',
+            id="neither a directory nor a file",
+        ),
+        pytest.param(
+            table("/a", "d", "fallback = 'index.html'"),
+            'hardserve.toml:4: static[0].fallback = "index.html": expected a file in "d", and none of that name is'
+            " there",
+            id="a fallback that is not there",
+        ),
+        pytest.param(
+            table("/a", "d", "fallback = 'sub.d'"),
+            'hardserve.toml:4: static[0].fallback = "sub.d": expected a file in "d", and none of that name is there',
+            id="a fallback that is a directory",
+        ),
+        pytest.param(
+            table("/a", "d", "fallback = 'app.html'", "miss = 'app'"),
+            'hardserve.toml:4: static[0].fallback = "app.html": never counts, because of hardserve.toml:5:'
+            ' static[0].miss = "app"',
+            id="a fallback where a miss is the app's",
+        ),
+        pytest.param(
+            table("/a", "d", "internal = true", "fallback = 'app.html'"),
+            'hardserve.toml:5: static[0].fallback = "app.html": never counts, because of hardserve.toml:4:'
+            ' static[0].internal = "on"',
+            id="a fallback that nobody can come to",
+        ),
+        pytest.param(
+            table("/a", "d", "internal = 'on'", "listing = true"),
+            'hardserve.toml:5: static[0].listing = "on": never counts, because of hardserve.toml:4:'
+            ' static[0].internal = "on"',
+            id="a listing that nobody can come to",
+        ),
+        *(
+            pytest.param(
+                table("/a", "one.txt", f"{name} = '{value}'"),
+                f'hardserve.toml:4: static[0].{name} = "{value}": never counts, because hardserve.toml:3:'
+                " static[0].directory is one file",
+                id=f"{name} of one file",
+            )
+            for name, value in (("listing", "on"), ("index", "index.html"), ("fallback", "app.html"))
+        ),
+        pytest.param(
+            "[files]\nin_memory = '1MiB'\nmemory = '512KiB'",
+            'hardserve.toml:2: files.in_memory = "1MiB": expected at most hardserve.toml:3: files.memory = "512KiB"',
+            id="a file in memory that all files together must not fill",
+        ),
+        pytest.param(
+            "[files]\nmemory = '32KiB'",
+            'hardserve.toml:2: files.memory = "32KiB": expected at least files.in_memory = "64KiB", the default',
+            id="less memory than for one file",
+        ),
+        pytest.param(
+            "[files]\nmemory = 0\nin_memory = '1KiB'",
+            'hardserve.toml:3: files.in_memory = "1KiB": expected at most hardserve.toml:2: files.memory = "0"',
+            id="a file in memory, and no memory",
+        ),
+    ],
+)
+def test_a_mount_that_cannot_be_meant_is_a_problem(site: Path, content: str, problem: str) -> None:
+    (site / "hardserve.toml").write_text(content)
+    assert problems_of(site) == [problem]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(table("/a", "d", "fallback = 'app.html'", "listing = true", "index = 'x'"), id="a directory"),
+        pytest.param(table("/a", "one.txt", "listing = false", "index = 'off'", "fallback = 'off'"), id="one file"),
+        pytest.param(table("/a", "d", "internal = true", "listing = 'off'", "index = 'x'"), id="an internal directory"),
+        pytest.param(table("/a", "d", "miss = 'app'", "listing = true"), id="misses for the app, beside a listing"),
+        pytest.param("[files]\nmemory = 0", id="nothing is kept"),
+        pytest.param("[files]\nmemory = '64KiB'", id="one file is kept"),
+    ],
+)
+def test_a_mount_that_can_be_meant_is_none(site: Path, content: str) -> None:
+    (site / "hardserve.toml").write_text(content)
+    resolve(environ={}, directory=site)
+
+
+@pytest.mark.parametrize(
+    ("path", "tried"),
+    [
+        pytest.param("nope", '"{}/nope", from where hardserve was started', id="below it"),
+        pytest.param("../nope", '"{}/../nope", from where hardserve was started', id="beside it"),
+        pytest.param("/nope/x", '"/nope/x"', id="an absolute path"),
+        pytest.param("one.txt/x", '"{}/one.txt/x", from where hardserve was started', id="below a file"),
+        pytest.param("~/d", '"{}/~/d", from where hardserve was started; ~ is not expanded', id="a tilde"),
+    ],
+)
+def test_where_nothing_is_it_is_said_where_that_is(site: Path, path: str, tried: str) -> None:
+    said = f"expected a directory or a file, and nothing is there: tried {tried.format(site)}"
+    assert problems_of(site, flags={"static": [f"/x={path}"]}) == [f'flag --static = "/x={path}": {said}']
+    (site / "hardserve.toml").write_text(table("/x", path))
+    assert problems_of(site) == [f'hardserve.toml:3: static[0].directory = "{path}": {said}']
+
+
+def test_a_file_that_is_missing_beside_another_problem_is_said_once(site: Path) -> None:
+    (site / "hardserve.toml").write_text(table("/x", "nope", "fallback = 'app.html'"))
+    (problem,) = problems_of(site)
+    assert problem.startswith('hardserve.toml:3: static[0].directory = "nope": ')
+
+
+@pytest.mark.parametrize(
+    ("mode", "path", "what"),
+    [
+        pytest.param(0o444, "d", "expected a directory that the user", id="a directory that cannot be searched"),
+        pytest.param(0o311, "d", "expected a directory that the user", id="a directory that cannot be read"),
+        pytest.param(0o000, "d/a", "cannot be reached by the user", id="a directory in one that cannot be searched"),
+        pytest.param(0o222, "f", "expected a file that the user", id="a file that cannot be read"),
+    ],
+)
+def test_what_this_user_may_not_read_cannot_be_served(mode: int, path: str, what: str) -> None:
+    with TemporaryDirectory() as name:  # not below that of pytest, in which only its user may search
+        start = Path(name)
+        start.chmod(0o755)
+        (start / "d" / "a").mkdir(parents=True)
+        (start / "f").touch()
+        target = start / path[0]
+        target.chmod(mode)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(12345)
+        try:
+            found = problems_of(start, flags={"static": [f"/x={path}"]})
+        finally:
+            if root:
+                os.seteuid(0)
+            target.chmod(0o755)
+    assert len(found) == 1
+    assert found[0].startswith(f'flag --static = "/x={path}": {what} whom hardserve runs as')
+
+
+def test_true_and_false_are_on_and_off_in_every_source(site: Path) -> None:
+    (site / "hardserve.toml").write_text("[files]\nauto = false\n" + table("/a", "d", "listing = true"))
+    (site / ".env").write_text("HARDSERVE_COMPRESSION_RESPONSES=false\n")
+    resolved = resolve(
+        flags={"rate_limiting_legacy_headers": "true"},
+        environ={"HARDSERVE_FILES_COMPRESS": "False"},
+        dotenv=DotEnv.find(site, {}),
+        directory=site,
+    )
+    settings = resolved.settings
+    assert (settings.files.auto, settings.static[0].listing) == ("off", "on")
+    assert (settings.compression.responses, settings.files.compress) == ("off", "off")
+    assert settings.rate_limiting.legacy_headers == "on"
+    assert from_keywords(files_auto=True, auth_required=False).files.auto == "on"
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        ('static[0].directory = "d": a', 'hardserve.toml:4: static[0].directory = "d": a'),
+        ('static = "/b=e": a = b', 'flag --static = "/b=e": a = b'),
+        ("files.check = 1: a", "files.check = 1: a"),
+        ("something else = d", "something else = d"),
+    ],
+)
+def test_what_is_found_later_is_put_where_it_was_given(site: Path, found: str, problem: str) -> None:
+    (site / "hardserve.toml").write_text("\n" + table("/a", "d"))
+    assert resolve(flags={"static": ["/b=e"]}, environ={}, directory=site).placed(found) == problem
+
+
 def test_one_path_may_have_routes_for_different_methods(tmp_path: Path) -> None:
     (tmp_path / "hardserve.toml").write_text(
         "[[route]]\npath = '/a'\nmethods = ['PUT']\n[[route]]\npath = '/a'\nmethods = ['PUT', 'POST']\n"
@@ -1019,7 +1268,7 @@ def test_keywords_take_tables_as_dicts_in_a_list(tmp_path: Path, monkeypatch: py
         ),
         pytest.param(
             {"route": [{"path": "/a"}, {3: 1, "path": "/b"}]},
-            "route[1].3: unknown setting; `hardserve config` lists them all",
+            "route[1].3: unknown setting; `hardserve config --example` lists them all",
             id="a name that is no text",
         ),
         pytest.param(
@@ -1054,8 +1303,17 @@ def test_the_example_is_read_as_every_default(tmp_path: Path) -> None:
     assert resolve(environ={}, directory=tmp_path).settings == Settings()
 
 
+# Of [[static]], each of these excludes the other.
+NOT_TOGETHER = (("internal", "fallback"), ("internal", "miss"), ("listing", "fallback"))
+
+
+def uncommented(without: tuple[str, ...]) -> str:
+    """Return the reference with every setting in force, but for those."""
+    return re.sub(rf"(?m)^#(?!(?:{'|'.join(without)}) = )(\w+ = |\[\[)", r"\1", example_toml())
+
+
 def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Path) -> None:
-    text = re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml())
+    text = uncommented(NOT_TOGETHER[0])
     (tmp_path / "hardserve.toml").write_text(text)
     (tmp_path / "413.html").write_text("the page that it names for an example")
     (tmp_path / "uploads").mkdir()
@@ -1073,8 +1331,13 @@ def test_the_example_has_every_setting_at_its_default_behind_a_hash(tmp_path: Pa
 def test_the_example_of_a_table_sets_everything_in_it(tmp_path: Path) -> None:
     (tmp_path / "413.html").touch()
     (tmp_path / "uploads").mkdir()
-    (tmp_path / "hardserve.toml").write_text(re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", example_toml()))
-    settings = resolve(environ={}, directory=tmp_path).settings
+    (tmp_path / "uploads" / "index.html").touch()
+    examples = {key.name: key.example for each in TABLES if each.name == "static" for key in each.keys}
+    for without in NOT_TOGETHER:
+        (tmp_path / "hardserve.toml").write_text(uncommented(without))
+        settings = resolve(environ={}, directory=tmp_path).settings
+        given = {name: value for name, value in examples.items() if name not in without}
+        assert settings.static == (StaticSettings(**given),)
     assert settings.route == (
         RouteSettings(
             path="/upload",

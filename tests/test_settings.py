@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from hardserve.options import OPTIONS, SECTIONS, TABLES, Option, Table, TableKey
-from hardserve.settings import KIB, MIB, Settings
+from hardserve.settings import KIB, MIB, FieldValue, Settings
 from hardserve.values import parse
 
 
@@ -17,6 +17,13 @@ def by_key(option: Option) -> str:
 def test_a_default_is_a_value_that_the_setting_takes(option: Option) -> None:
     assert parse(option.kind, option.default) == option.default
     assert type(parse(option.kind, option.default)) is type(option.default)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=by_key)
+def test_an_example_is_a_value_that_the_setting_takes(option: Option) -> None:
+    assert parse(option.kind, option.example) == option.example
+    if isinstance(option.kind, FieldValue):
+        assert option.example not in option.kind.words  # a message would say the word twice
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=by_key)

@@ -240,6 +240,10 @@ def test_what_is_broken_is_made_anew(directory: Path, spoil: Any) -> None:
     assert modes(directory)["key.pem"] == 0o600
 
 
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()} if directory.exists() else {}
+
+
 @pytest.mark.parametrize("after", ["key.pem", "certificate.pem"])
 @pytest.mark.parametrize("first", [True, False], ids=["the first time", "when there was one"])
 def test_the_machine_may_stop_at_any_point(
@@ -254,10 +258,14 @@ def test_the_machine_may_stop_at_any_point(
             raise KeyboardInterrupt
         replace(source, target)
 
+    before = contents(directory)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             keep(directory, ["b.test"], NOW)
+    now = contents(directory)
+    assert now.get("certificate.pem") == before.get("certificate.pem")  # the key goes first
+    assert (now.get("key.pem") == before.get("key.pem")) is (after == "key.pem")
     assert {path.name for path in directory.iterdir()} <= {"key.pem", "certificate.pem"}
     again = keep(directory, ["b.test"], NOW)
     assert again.made

@@ -662,6 +662,21 @@ def test_a_record_that_was_changed_ends_the_connection_with_an_alert(server: ssl
             read_to_the_end(pair.tls)
 
 
+def test_alerts_that_are_provoked_and_not_read_are_bounded(server: ssl.SSLContext) -> None:
+    with established(server) as pair:
+        fill(pair)
+
+        def provoke() -> None:
+            for _ in range(10_000):  # the kernels take a few more
+                pair.transport._outgoing.write(b"x" * 3100)  # as OpenSSL does at each attempt to renegotiate
+                pair.tls.sendall(b"and again")
+                assert receive(pair.transport) == b"and again"
+
+        with pytest.raises(OSError, match="not read"):
+            provoke()
+        assert len(pair.transport._outgoing.read()) <= tls.MAX_UNREAD_ALERT_BYTES + 3100
+
+
 # --- writing ---
 
 

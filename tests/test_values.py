@@ -16,11 +16,14 @@ from hardserve.settings import (
     AddressList,
     Choice,
     Duration,
+    FieldValue,
+    FileName,
     FilePath,
     HostList,
     Int,
     Kind,
     MethodList,
+    MountList,
     NetworkList,
     Output,
     PageFile,
@@ -32,12 +35,14 @@ from hardserve.settings import (
     StatusList,
     StorageUrl,
     Text,
+    UrlPath,
 )
 from hardserve.values import (
     format_duration,
     format_size,
     parse,
     parse_duration,
+    parse_mount,
     parse_path_glob,
     parse_size,
     plain,
@@ -212,6 +217,7 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 
 
 SECONDS, BYTES, COUNT = Duration(0.1, 300.0), Size(256, MIB), Int(1, 256)
+SWITCH, MAYBE = Choice(("on", "off")), Choice(("auto", "on", "off"))
 WORDS, OUTPUT, ADDRESSES = Choice(("info", "error")), Output(("stdout", "off")), AddressList()
 OTHER_METHODS = ["ACL", "COPY", "LOCK", "MERGE", "MOVE", "PROPFIND", "PROPPATCH", "PURGE", "QUERY", "REPORT", "SEARCH"]
 PATHS, METHODS, STATUS, PAGE = PathGlob(), MethodList(), RefusalStatus(), PageFile((".html", ".json", ".txt"), 64 * KIB)
@@ -228,6 +234,10 @@ PATHS, METHODS, STATUS, PAGE = PathGlob(), MethodList(), RefusalStatus(), PageFi
         pytest.param(COUNT, 1, 1, id="the smallest count is allowed"),
         pytest.param(COUNT, "256", 256, id="a count may be text, for a variable is"),
         pytest.param(WORDS, "INFO", "info", id="a word may be in capitals"),
+        pytest.param(SWITCH, True, "on", id="true is on"),
+        pytest.param(SWITCH, False, "off", id="false is off"),
+        pytest.param(SWITCH, "TRUE", "on", id="true may be text, for a variable is"),
+        pytest.param(MAYBE, "false", "off", id="false where there is a third word, too"),
         pytest.param(OUTPUT, "off", "off", id="a word of an output"),
         pytest.param(OUTPUT, "/var/log/a", "/var/log/a", id="a path with a slash"),
         pytest.param(OUTPUT, "access.log", "access.log", id="a path with a dot"),
@@ -273,6 +283,11 @@ def test_a_value_is_read_according_to_its_kind(kind: Kind, raw: object, value: o
         pytest.param(BYTES, "255", id="too small"),
         pytest.param(WORDS, "warn", id="none of the words"),
         pytest.param(WORDS, ["info"], id="a list is no word"),
+        pytest.param(WORDS, True, id="true is none of the words"),
+        pytest.param(Choice(("forwarded", "off")), False, id="false is not off where nothing is on"),
+        pytest.param(SWITCH, 1, id="a number is not on"),
+        pytest.param(SWITCH, "1", id="nor is it as text"),
+        pytest.param(SWITCH, "yes", id="yes is not on"),
         pytest.param(OUTPUT, "stdot", id="a misspelt word is not the name of a file"),
         pytest.param(OUTPUT, "", id="no path"),
         pytest.param(OUTPUT, "logs/", id="a directory"),
@@ -366,7 +381,13 @@ def test_every_status_of_a_refusal_can_have_a_page() -> None:
         (SECONDS, 10.0, 'expected a duration from 0.1s to 300s, such as "10s"'),
         (BYTES, 8 * KIB, 'expected a size from 256 to 1MiB, such as "8KiB"'),
         (COUNT, 8, "expected a whole number from 1 to 256, such as 8"),
-        (WORDS, "info", "expected one of info, error"),
+        (WORDS, "info", 'expected "info" or "error"'),
+        (MAYBE, "on", 'expected "auto", "on" or "off"'),
+        (
+            UrlPath(),
+            "/media",
+            'expected a path on the site without escapes, such as "/media"; everything below it is meant, too',
+        ),
         (METHODS, (), 'expected some methods, such as ["POST"]'),
         (STATUS, 413, "expected one of " + ", ".join(map(str, refusal_statuses()))),
         (
@@ -380,6 +401,42 @@ def test_every_status_of_a_refusal_can_have_a_page() -> None:
 def test_the_message_says_what_is_allowed(kind: Kind, default: object, message: str) -> None:
     assert expected(kind, default) == message
     assert describe(kind) in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "message"),
+    [
+        (
+            FieldValue(64, ("off",)),
+            "DENY",
+            'expected the value of a header field of at most 64 printable ASCII characters, such as "DENY", or "off"',
+        ),
+        (
+            FileName(("off",)),
+            "home.html",
+            'expected the name of a file, without a slash, such as "home.html", or "off"',
+        ),
+    ],
+)
+def test_a_word_that_stands_for_nothing_is_no_example(kind: Kind, example: str, message: str) -> None:
+    assert expected(kind, example) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("media=d", '"media=d": expected URL=PATH with a URL that begins with a slash, such as "/media=uploads"'),
+        ("=d", '"=d": expected URL=PATH with a URL that begins with a slash, such as "/media=uploads"'),
+        ("/media", '"/media": expected URL=PATH, such as "/media=uploads"'),
+        ("/media= ", '"/media= ": expected URL=PATH, such as "/media=uploads"'),
+        ("/media/*=d", '"/media/*=d": expected a path without *: everything below it is meant as well'),
+    ],
+)
+def test_what_is_wrong_with_a_mount_is_said(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_mount(text)
+    with pytest.raises(ValueError, match=r": expected "):
+        parse(MountList(), [text])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def create_app(*, sleep: Callable[[float], None] = time.sleep) -> Flask:
     return app
 
 
-@pages.after_app_request
+# Of the pages alone: the static files need no policy, and leave without the app while nothing of it wants to see them.
+@pages.after_request
 def secure(response: Response) -> Response:
     response.headers.update(SECURITY_HEADERS)
     return response
@@ -139,7 +140,7 @@ def refused(error: HTTPException) -> ResponseReturnValue:
     response = make_response(_page_or_json(f"{code} {error.name}", facts))
     response.status_code = code
     response.headers.extend(header for header in error.get_headers() if header[0] != "Content-Type")  # such as Allow
-    return response
+    return secure(response)  # which no page may have been asked for
 
 
 def _clock(sleep: Callable[[float], None]) -> Iterator[str]:

@@ -6,8 +6,8 @@ OpenSSL never sees the socket. It works between two memory buffers: what `recv` 
 to leave is taken from `_outgoing`. So reading from the socket, computing and writing to it are three things that can be
 done at three times by three threads, and that is what everything here rests on: an expensive step of a handshake is
 computed by a helper thread that knows no descriptor; the first bytes are looked at before OpenSSL is; one `send` takes
-several records. (`SSLSocket` saves a microsecond in a small response and is a quarter slower in a large one: python -m
-tests.bench.tls_handshakes measures the two.)
+several records. (`SSLSocket`, which can do none of it, takes two microseconds less for a small response, as long for a
+large one, and keeps 20 KiB less after it: python -m tests.bench.tls_handshakes.)
 
 Threads. Until Python 3.13 two threads in one SSL object corrupt it, and it lets go of the interpreter lock. `_lock` is
 held around each use of it *and* the `send` of what came out, for records must leave in the order in which they were
@@ -39,7 +39,7 @@ was cut does not look whole.
 
 Memory. An idle connection keeps an SSL object and two buffers, that OpenSSL never makes smaller: hence the bound on
 what goes into them at once. Python has OpenSSL release its record buffers (SSL_MODE_RELEASE_BUFFERS). That is 17 KiB
-above a plain connection after a few small requests, and up to 45 after large transfers in both directions.
+above a plain connection after a few small requests, 37 after a large response, and some 20 more after a large request.
 
 The handshake. `advance` reads and writes, on the I/O thread, and says what is needed next; `compute` is the expensive
 part, on any thread; in between the connection does not read. `advance` asks for `compute` only when the peer's message
@@ -457,7 +457,8 @@ class TlsTransport:
             return False  # alerts go first; nothing was encrypted
         size = len(data)
         write, out = self._tls.write, self._outgoing.read
-        written = write(data)
+        view = memoryview(data)
+        written = write(data if size <= RECORD_BYTES else view[:RECORD_BYTES])
         wire = out()
         if written == size:
             total = len(wire)
@@ -465,9 +466,8 @@ class TlsTransport:
         else:
             # Taken out record by record, so that the buffer stays small; sent at once.
             records = [wire]
-            view = memoryview(data)
             while written < size:
-                written += write(view[written:])
+                written += write(view[written : written + RECORD_BYTES])
                 records.append(out())
             total = sum(map(len, records))
             try:
@@ -517,8 +517,10 @@ class TlsTransport:
         return True
 
     def _flush_unasked(self) -> None:
-        if not self._flush() and len(self._unsent) - self._owed + self._outgoing.pending > PIECE_MAX_BYTES * 2:
-            raise OSError("alerts are not read")
+        if not self._flush():
+            unread = self._outgoing.pending + (0 if self._owed else len(self._unsent))
+            if unread > MAX_UNREAD_ALERT_BYTES:
+                raise OSError("alerts are provoked and not read")
 
     @property
     def wants_write(self) -> bool:
@@ -542,7 +544,7 @@ class TlsTransport:
         except (OSError, ValueError):  # the latter for a socket that is closed
             return 0
         if self._owed:
-            # Of the last piece nothing was reported as taken yet, and its beginning is with the kernel, behind all else.
+            # Of the last piece nothing was reported as taken, and its beginning is with the kernel, behind all else.
             # Less than nothing is what of it has reached the peer.
             held -= self._owed_wire - len(self._unsent)
         return held * self._plain_bytes // self._wire_bytes if self._wire_bytes else held

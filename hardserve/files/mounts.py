@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -70,18 +70,22 @@ class Mount:
         )
 
     @classmethod
-    def of_app(cls, url: str, directory: str, max_age: int | None) -> Self:
+    def of_app(cls, url: str, directory: str, max_age: int | None, *, follow_symlinks: bool = False) -> Self:
         """Make a mount of a static folder that an app has told of; what is not in it is the app's to answer.
 
         `max_age` is what Flask would say, in seconds, None for "no-cache".
         """
         return cls(
             url=_wsgi(url),
-            tree=Tree(directory, follow_symlinks=False),
+            tree=Tree(directory, follow_symlinks=follow_symlinks),
             index="",
             misses_to_app=True,
             cache_control="no-cache" if max_age is None else f"max-age={max_age}",
         )
+
+    def has_below(self, path: str) -> bool:
+        """Return whether `path`, as an operator would write it, is below this mount's URL."""
+        return _wsgi(path).startswith(f"{self.url.rstrip('/')}/")
 
     def cache_control_of(self, name: str) -> str:
         """Return the Cache-Control of a file of this name, "" for none."""
@@ -130,18 +134,23 @@ class Place:
 
 
 class Mounts:
-    """The mounts of one server. Of several that a path is in, the one with the longest URL counts."""
+    """The mounts of one server. Of several that a path is in, the one with the longest URL counts.
 
-    __slots__ = ("_below", "_files", "_prefixes", "internal", "named")
+    `named` are those whose files an app may send by their paths; all of them unless told.
+    """
 
-    def __init__(self, mounts: Sequence[Mount]) -> None:
+    __slots__ = ("_below", "_files", "_internal", "_internal_files", "_prefixes", "named")
+
+    def __init__(self, mounts: Sequence[Mount], *, named: Sequence[Mount] | None = None) -> None:
         served = [mount for mount in mounts if not mount.internal]
-        self._files = {mount.url: mount for mount in served if mount.name}
-        self._below = _longest_first([mount for mount in served if not mount.name])
+        internal = [mount for mount in mounts if mount.internal]
+        self._files = _by_url(served)
+        self._below = _longest_first(served)
         # A path of the app's own meets none of these, which one call finds out.
         self._prefixes = tuple(dict.fromkeys(mount.url for mount in served))
-        self.internal = _longest_first([mount for mount in mounts if mount.internal])
-        self.named = tuple(mount for mount in mounts if not mount.name)  # directories that an app may send files of
+        self._internal_files = _by_url(internal)
+        self._internal = _longest_first(internal)
+        self.named = tuple(mounts if named is None else named)
 
     def __repr__(self) -> str:
         return f"<Mounts {' '.join(self._prefixes)}>"
@@ -159,23 +168,28 @@ class Mounts:
 
     def find(self, path: str) -> Place | None:
         """Return where `path` is, None if it is the app's."""
-        mount = self._files.get(path)
-        if mount is not None:
-            return Place(mount, (mount.name,), is_directory=False, servable=True)
-        return _place(path, self._below)
+        return _place(path, self._files, self._below)
 
     def find_internal(self, path: str) -> Place | None:
         """Return where `path` is that an app has named in X-Accel-Redirect."""
-        return _place(path, self.internal)
+        return _place(path, self._internal_files, self._internal)
+
+
+def _by_url(mounts: Sequence[Mount]) -> dict[str, Mount]:
+    """Return the mounts of single files."""
+    return {mount.url: mount for mount in mounts if mount.name}
 
 
 def _longest_first(mounts: Sequence[Mount]) -> list[tuple[str, Mount]]:
-    """Return the mounts with what their paths begin with."""
-    ordered = sorted(mounts, key=lambda mount: len(mount.url), reverse=True)
+    """Return the mounts of directories with what their paths begin with."""
+    ordered = sorted((mount for mount in mounts if not mount.name), key=lambda mount: len(mount.url), reverse=True)
     return [(f"{mount.url.rstrip('/')}/", mount) for mount in ordered]
 
 
-def _place(path: str, mounts: Sequence[tuple[str, Mount]]) -> Place | None:
+def _place(path: str, files: Mapping[str, Mount], mounts: Sequence[tuple[str, Mount]]) -> Place | None:
+    file = files.get(path)
+    if file is not None:
+        return Place(file, (file.name,), is_directory=False, servable=True)
     for prefix, mount in mounts:
         if path.startswith(prefix) or path == mount.url:
             usual = normalized(path)

@@ -1,8 +1,9 @@
 """Which file an app means that has one sent for it, by X-Sendfile or X-Accel-Redirect.
 
 Workers: they may block. X-Sendfile is a path on the disk, as for Apache and lighttpd, and Flask's USE_X_SENDFILE writes
-it; X-Accel-Redirect is a URL of an internal mount, as for nginx. Either way the file must be in a mount: an app that
-lets its clients choose the name then gives away no more than what its operator has set aside for that.
+it; X-Accel-Redirect is a URL of an internal mount, as for nginx. Either way the file must be in a mount, or in a static
+folder of the app: an app that lets its clients choose the name then gives away no more than what its operator has set
+aside for that, and what it serves itself.
 """
 
 from __future__ import annotations
@@ -38,16 +39,22 @@ class Sender:
 
     def __init__(self, mounts: Mounts) -> None:
         self._mounts = mounts
-        # With the links in their own paths, and without: apps may know a directory by either.
-        self._roots = [
-            (os.fsencode(f"{root.rstrip('/')}/"), mount.tree)
-            for mount in mounts.named
-            for root in dict.fromkeys((mount.tree.directory, os.path.realpath(mount.tree.directory)))
-        ]
+        self._files: dict[bytes, _Place] = {}
+        self._roots: list[tuple[bytes, Tree]] = []
+        for mount in mounts.named:
+            tree = mount.tree
+            # With the links in their own paths, and without: apps may know a directory by either.
+            for root in dict.fromkeys((tree.directory, os.path.realpath(tree.directory))):
+                prefix = os.fsencode(f"{root.rstrip('/')}/")
+                if mount.name:
+                    self._files.setdefault(prefix + mount.name, (tree, (mount.name,)))
+                else:
+                    self._roots.append((prefix, tree))
+        # Of two with the same path the first stays first.
         self._roots.sort(key=lambda root: len(root[0]), reverse=True)
 
     def __repr__(self) -> str:
-        return f"<Sender {len(self._roots)} roots>"
+        return f"<Sender {len(self._roots)} roots, {len(self._files)} files>"
 
     def open(self, name: str, value: str) -> AppFile:
         """Open the file that the field `name`, in lower case, has for its `value`.
@@ -65,6 +72,8 @@ class Sender:
                 return _app_file(file, parts)
         if missing is not None:
             raise FileNotFoundError(*missing.args) from missing
+        if name != "x-accel-redirect" and not value.startswith("/"):
+            raise NotMountedError(f"{value!r} is no absolute path, as X-Sendfile expects, and was not sent")
         where = "a [[static]]" if name == "x-accel-redirect" else "the directory of a [[static]]"
         raise NotMountedError(f"{value!r} is not in {where}, and was not sent")
 
@@ -78,12 +87,14 @@ class Sender:
 
     def _by_path(self, path: str) -> Iterator[_Place]:
         for spelling in _spellings(path):
-            found = self._in_root(spelling) or self._in_root(_resolved(spelling))
+            found = self._find(spelling) or self._find(_resolved(spelling))
             if found is not None:
                 yield found
 
-    def _in_root(self, path: bytes) -> _Place | None:
+    def _find(self, path: bytes) -> _Place | None:
         """Return where in a root a path is, as it is written: nothing that comes after the root leads out of it."""
+        if path in self._files:
+            return self._files[path]
         for root, tree in self._roots:
             if path.startswith(root):
                 *parts, last = path[len(root) :].split(b"/")

@@ -1,4 +1,4 @@
-"""The static folders that a Flask app and its blueprints have, and the files that no folder may show: its own source.
+"""The static folders that a Flask app and its blueprints have.
 
 A folder found here is served past the app's code, so the question is always what that code would have done. Whatever
 might deny a request, answer it another way or change its answer (middleware, hooks, views, methods of a subclass,
@@ -20,13 +20,11 @@ import inspect
 import math
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote
 
 from .kinds import is_dash, is_flask, is_proxy_fix
 from .production import parts_of
@@ -67,11 +65,14 @@ _HARMLESS = {
 # Where middleware says that it takes something off the path, or gives it to another app.
 _PREFIXES = ("prefix", "url_prefix", "path_prefix", "script_name", "mount_point")
 
+_VARIABLE = re.compile(r"<[^<>]*>")  # in a rule
+
 _MAX_LAYERS = 64  # as in production: one inside another, without end, is no middleware
 
-_ALWAYS = 'If that does not matter, files.auto = "always" has such folders served from here'
-_SECTION = "To have it served from here, name it in a [[static]] section"
-_APP_PATHS = f"{_SECTION}, with what the app must answer below it in app_paths"
+# What to do about a folder that is left to the app; {flags} and {paths} are those of the folders in question.
+_ALWAYS = 'To have it served from here: {flags}; or, for all such folders: files.auto = "always"'
+_SECTION = "To have it served from here: {paths}, with the URL that it has"
+_APP_PATHS = "To have it served from here, name it in a [[static]] section, with what the app must answer in app_paths"
 _OWN_URL = "Give one of them a url_prefix or a static_url_path of its own"
 
 
@@ -87,6 +88,15 @@ class AppStatic:
     directory: str
     max_age: int | None
     endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppFolder:
+    """A static folder, whoever serves it. `paths` is a pattern of the paths that the app has for it, "*" for anything."""
+
+    url: str
+    paths: str
+    directory: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +131,22 @@ class _Left:
 
     def sentences(self) -> list[str]:
         return [
-            f"{_listed(folders)} {'is' if len(folders) == 1 else 'are'} left to the app: {reason}. {remedy}"
+            f"{_listed(folders)} {'is' if len(folders) == 1 else 'are'} left to the app: {reason}. "
+            + remedy.format(
+                flags=_listed([_flag(folder.url, folder) for folder in folders]),
+                paths=_listed([_flag("URL", folder) for folder in folders]),
+            )
             for (reason, remedy), folders in self.folders.items()
         ]
 
 
-def static_folders(app: object, *, always: bool = False) -> tuple[list[AppStatic], list[str]]:
+def static_folders(
+    app: object, *, always: bool = False, taken: Collection[str] = ()
+) -> tuple[list[AppStatic], list[str]]:
     """Return the folders to serve in the place of `app`, and sentences for the log on those that are left to it.
 
     Both are empty for an app that is no Flask app as far as can be seen. A folder that is not there is neither served
-    nor spoken of: every Flask app has a static folder by default.
+    nor spoken of: every Flask app has a static folder by default. Nor is one at a URL that is `taken` by the operator.
     """
     parts = parts_of(app)
     flasks = [part for part in parts if is_flask(part)]
@@ -140,6 +156,9 @@ def static_folders(app: object, *, always: bool = False) -> tuple[list[AppStatic
     for flask in flasks:
         wrapped = _why_wrapped(app, flask)
         for folder in _folders_of(flask):
+            if folder.url in taken:
+                candidates.append(folder)
+                continue
             never = elsewhere or _why_unroutable(folder)
             reason = never or ("" if always else wrapped or _why_code_matters(folder))
             hiding = "" if reason else _why_hidden(folder)
@@ -147,8 +166,22 @@ def static_folders(app: object, *, always: bool = False) -> tuple[list[AppStatic
                 left.add(folder, reason or hiding, _OWN_URL if hiding else _SECTION if never else _ALWAYS)
             else:
                 candidates.append(folder)
-    kept = _without_overlaps(candidates, left)
+    kept = [folder for folder in _without_overlaps(candidates, left, taken) if folder.url not in taken]
     return [AppStatic(one.url, one.directory, _max_age(one.flask), one.endpoint) for one in kept], left.sentences()
+
+
+def all_folders(app: object) -> list[AppFolder]:
+    """Return every static folder that is there, those that are left to the app, too."""
+    folders = [folder for part in parts_of(app) if is_flask(part) for folder in _folders_of(part)]
+    return [AppFolder(one.url, _VARIABLE.sub("*", _pattern_of(one.rule)), one.directory) for one in folders]
+
+
+def static_directories(app: object) -> list[str]:
+    """Return the directories of all static folders, which need not be there, nor have a URL."""
+    owners = [
+        (flask, owner) for flask in parts_of(app) if is_flask(flask) for owner in (flask, *flask.blueprints.values())
+    ]
+    return list(dict.fromkeys(_directory_of(*both) for both in owners if both[1].static_folder is not None))
 
 
 def _folders_of(flask: Flask) -> Iterator[_Folder]:
@@ -159,9 +192,19 @@ def _folders_of(flask: Flask) -> Iterator[_Folder]:
         # A rule for one file of the folder, such as /favicon.ico, has the name in its defaults: a page as any other.
         if owner is None or owner.static_folder is None or "<" not in rule.rule:
             continue
-        directory = os.path.abspath(os.path.join(flask.root_path, os.fspath(owner.static_folder)))
+        directory = _directory_of(flask, owner)
         if os.path.isdir(directory):
             yield _Folder(flask, owner, rule.endpoint, rule, directory)
+
+
+def _directory_of(flask: Flask, owner: Any) -> str:
+    return os.path.abspath(os.path.join(flask.root_path, os.fspath(owner.static_folder)))
+
+
+def _flag(url: str, folder: _Folder) -> str:
+    """Return what an operator would type to have a folder served at a URL."""
+    below = os.path.relpath(folder.directory)
+    return f"--static {shlex.quote(f'{url}={folder.directory if below.startswith(os.pardir) else below}')}"
 
 
 # Where a folder is
@@ -207,12 +250,13 @@ def _why_hidden(folder: _Folder) -> str:
     return f'in the app, "{found.endpoint}" ({found.rule}) answers in its place'
 
 
-def _without_overlaps(folders: Sequence[_Folder], left: _Left) -> list[_Folder]:
+def _without_overlaps(folders: Sequence[_Folder], left: _Left, taken: Collection[str]) -> list[_Folder]:
     """Leave the folders that other rules match in. A folder below another one is no such thing while it is served."""
     kept = list(folders)
     while True:
         served = {id(folder.rule) for folder in kept}
-        overlapped = {id(folder): rules for folder in kept if (rules := _rules_below(folder, served))}
+        inside = {id(folder): _rules_below(folder, served) for folder in kept if folder.url not in taken}
+        overlapped = {folder: rules for folder, rules in inside.items() if rules}
         if not overlapped:
             return kept
         for folder in kept:
@@ -350,57 +394,3 @@ def _listed(things: Sequence[object]) -> str:
     if len(things) > len(shown):
         shown[3:] = [f"{len(things) - 3} more"]
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
-
-
-# What may not be served
-
-
-def source_files(app: object) -> list[Path]:
-    """Return the files that are the app's own: modules of it that are loaded, and the SQLite databases it names.
-
-    For the check that none of them lies in a folder that is served. A database need not exist yet.
-    """
-    modules: list[str] = []
-    databases: list[Path] = []
-    for part in parts_of(app):
-        if is_flask(part):
-            modules.append(part.import_name)
-            modules += (blueprint.import_name for blueprint in part.blueprints.values())
-            modules += (getattr(view, "__module__", "") for view in part.view_functions.values())
-            databases += _databases_of(part)
-        named: Any = part if inspect.isroutine(part) or isinstance(part, type) else type(part)
-        modules.append(getattr(named, "__module__", None) or "")
-    own = [name for name in dict.fromkeys(modules) if name.partition(".")[0] not in {"flask", "werkzeug"}]
-    loaded = [sys.modules[name] for name in own if name in sys.modules]
-    names = [name for module in loaded if (name := getattr(module, "__file__", None))]
-    sources = [Path(os.path.abspath(name)) for name in names if os.path.isfile(name)]
-    return list(dict.fromkeys([*sources, *databases]))
-
-
-def _databases_of(flask: Flask) -> Iterator[Path]:
-    config = flask.config
-    binds = config.get("SQLALCHEMY_BINDS")
-    values = [config.get(name) for name in ("SQLALCHEMY_DATABASE_URI", "DATABASE_URL", "DATABASE")]
-    values += binds.values() if isinstance(binds, dict) else []
-    for value in values:
-        bind = value.get("url") if isinstance(value, dict) else value
-        if not isinstance(bind, str | os.PathLike) and not hasattr(bind, "drivername"):  # a URL of SQLAlchemy
-            continue
-        text = str(bind)
-        scheme, is_url, rest = text.partition("://")
-        if is_url:
-            if scheme.partition("+")[0] != "sqlite":
-                continue
-            name = unquote(rest.removeprefix("/").removeprefix("file:").partition("?")[0])
-        else:
-            name = text
-        # A URL is relative to the instance folder (Flask-SQLAlchemy), a name to the directory of the process.
-        bases = (flask.instance_path, flask.root_path, "") if is_url else ("", flask.instance_path, flask.root_path)
-        if name and name != ":memory:" and "\0" not in name:
-            yield _first_file(name, [os.path.abspath(base) for base in bases])
-
-
-def _first_file(name: str, bases: Sequence[str]) -> Path:
-    places = [Path(os.path.abspath(os.path.join(base, name))) for base in bases]
-    is_there: Callable[[Path], bool] = os.path.isfile
-    return next(filter(is_there, places), places[0])

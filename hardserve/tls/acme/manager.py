@@ -38,6 +38,7 @@ from hardserve.tls.acme.orders import Issued, Ordering, Request, StoppedError
 from hardserve.tls.acme.schedule import DAY, Ask, Held, Order, Schedule, Wait, Wanted
 from hardserve.tls.acme.settings import AcmeSettings, normal_names
 from hardserve.tls.acme.state import Account, StateDirectory
+from hardserve.tls.certificates import minute
 
 logger = logging.getLogger("hardserve.acme")
 
@@ -69,7 +70,7 @@ class Manager:
     """See the head of the module. `installed` is called with the chain's and the key's path, of one version.
 
     It runs on the caller's thread in `start` and on the ACME thread later; what it raises is logged. `start` and `stop`
-    are for the main thread, `renew_now` and `status` for any.
+    are for the main thread, `renew_now` and `status` for any. Raises ValueError for what `settings.normal_name` does.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class Manager:
             self._order(step)
 
     def _unwritable(self, error: OSError) -> AcmeError:
-        return AcmeError(f"{self._state.path} cannot be written to: {error.strerror or error}")
+        return AcmeError(f"{error.filename or self._state.path} cannot be written to: {error.strerror or error}")
 
     def _step(self) -> schedule.Step:
         return schedule.next_step(
@@ -294,7 +295,7 @@ class Manager:
                 self._note(before)  # nothing has failed
             raise
         else:
-            logger.info("new certificate for %s, valid until %s", ", ".join(new.names), _date(new.not_after))
+            logger.info("new certificate for %s, valid until %s UTC", ", ".join(new.names), minute(new.not_after))
             with contextlib.suppress(OSError):  # what cannot be written now is remembered, and tidied the next time
                 self._note(schedule.succeeded(before, self._clock()))
                 self._state.tidy()
@@ -440,20 +441,20 @@ def _line(
     if held is None:
         left = "there is none yet"
     elif held.not_after <= now:
-        level, left = logging.ERROR, f"the one there is has expired on {_date(held.not_after)}"
+        level, left = logging.ERROR, f"the one there is has expired on {minute(held.not_after)} UTC"
     else:
         days = (held.not_after - now) / DAY
         left = f"the one in use stays, with {days:.1f} days left"
         if held.not_after - now < held.lifetime * schedule.LEFT_AT_MOST_LATE:
             level = logging.ERROR
-    return level, "no new certificate for %s: %s; %s; next attempt %s", ", ".join(names), error, left, _date(again)
-
-
-def _date(seconds: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-    except (ValueError, OverflowError, OSError):
-        return "unknown"
+    return (
+        level,
+        "no new certificate for %s: %s; %s; next attempt %s",
+        ", ".join(names),
+        error,
+        left,
+        f"{minute(again)} UTC",
+    )
 
 
 def _digest(settings: AcmeSettings) -> str:

@@ -247,7 +247,6 @@ class Ordering:
                     raise
                 if self._until - monotonic() <= (asked or 0.0):
                     raise
-                progress.fresh = False
             if asked is not None and asked > _LONGEST_PAUSE_S:
                 pause = _LONGEST_PAUSE_S
             self._wait(max(pause, min(asked or 0.0, _LONGEST_PAUSE_S)))

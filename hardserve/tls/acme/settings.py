@@ -5,10 +5,12 @@ Pure; any thread. Nothing here knows where the values come from, and no file is 
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from hardserve.tls import names
 
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 LETS_ENCRYPT_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
@@ -19,9 +21,6 @@ KINDS = (HTTP_01, TLS_ALPN_01)
 
 # Let's Encrypt's limit for one certificate, and every CA's that we know of.
 MAX_NAMES = 100
-
-# RFC 1035 2.3.1 as browsers and CAs take it: letters, digits and hyphens, and an underscore in none of them.
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +63,19 @@ def normal_name(name: str) -> str:
 
     Raises ValueError, with a sentence that names it, for what HTTP-01 and TLS-ALPN-01 cannot prove.
     """
-    text = name.strip().rstrip(".")
+    text = names.normal_name(name)
+    if text is None or "_" in text:  # which no CA puts into a certificate
+        raise ValueError(f'{name!r} is not a domain name, such as "www.example.org"')
     if text.startswith("*."):
         raise ValueError(f"{name!r}: a wildcard is proven by DNS alone, which hardserve does not do: list each name")
-    try:
-        ipaddress.ip_address(text.strip("[]"))
-    except ValueError:
-        pass
-    else:
+    if names.is_address(text):
         raise ValueError(f"{name!r} is an address: give a domain name")
-    try:
-        text = text.encode("idna").decode("ascii").lower()
-    except UnicodeError:
-        text = ""
-    if not text or len(text) > 253 or not all(_LABEL.fullmatch(label) for label in text.split(".")):
-        raise ValueError(f'{name!r} is not a domain name, such as "www.example.org"')
     return text
 
 
-def normal_names(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Return each of `names` once and in order, as `normal_name` has it. Raises ValueError as it does."""
-    return tuple(dict.fromkeys(normal_name(name) for name in names))
+def normal_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Return each name once and in order, as `normal_name` has it. Raises ValueError as it does."""
+    return tuple(dict.fromkeys(normal_name(name) for name in given))
 
 
 def problems(settings: AcmeSettings) -> list[str]:
