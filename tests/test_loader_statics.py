@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sqlite3
 import types
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,7 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
 from hardserve.loader import statics
-from hardserve.loader.statics import AppStatic, source_files, static_folders
+from hardserve.loader.statics import AppStatic, static_folders
 
 FILE = "deep/a file.css"
 
@@ -699,63 +698,3 @@ def test_any_prefix_is_that_of_url_for(tmp_path_factory: pytest.TempPathFactory,
     app = make_app(tmp_path_factory.mktemp("app"), static_url_path="/" + "/".join(names) + "/" * slash)
     (found,), _ = static_folders(app)
     assert_same_as_in_the_app(app, found)
-
-
-# What may not be served
-
-
-def test_the_modules_of_an_app_are_its_source() -> None:
-    files = source_files(httpbin.app)
-    assert Path(httpbin.core.__file__) in files  # where its views are
-    assert all(file.is_file() for file in files)
-
-
-def test_the_modules_of_blueprints_and_of_what_is_around_the_app_are_too() -> None:
-    app = Flask(httpbin.__name__)
-    app.register_blueprint(Blueprint("bp", __name__))
-    assert {Path(httpbin.__file__), Path(__file__)} <= set(source_files(app))
-    assert Path(__file__) in source_files(middleware(app))
-    assert Path(__file__) in source_files(Middleware(app))
-
-
-@pytest.mark.parametrize("app", [middleware(lambda e, s: []), Middleware(None)], ids=["function", "object"])
-def test_an_app_of_another_framework_has_a_module_too(app: object) -> None:
-    assert source_files(app) == [Path(__file__)]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "file"),
-    [
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///shop.db", "instance/shop.db"),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite+pysqlite:///shop.db?timeout=3", "instance/shop.db"),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///old.db", "old.db"),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///not-made-yet.db", "instance/not-made-yet.db"),
-        ("DATABASE_URL", "sqlite:///{}/a%20b.db", "a b.db"),
-        ("DATABASE_URL", "sqlite:///file:{}/shop.db?mode=ro&uri=true", "shop.db"),
-        ("DATABASE", "{}/shop.sqlite", "shop.sqlite"),
-        ("DATABASE", "old.db", "old.db"),
-        ("DATABASE", Path("old.db"), "old.db"),
-        ("SQLALCHEMY_BINDS", {"users": "sqlite:///shop.db"}, "instance/shop.db"),
-        ("SQLALCHEMY_BINDS", {"users": {"url": "sqlite:///shop.db", "echo": True}}, "instance/shop.db"),
-        ("DATABASE_URL", "postgresql://user:secret@db/shop", None),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite://", None),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///:memory:", None),
-        ("DATABASE", ":memory:", None),
-        ("DATABASE", {"name": "shop"}, None),
-        ("DATABASE", None, None),
-    ],
-)
-def test_databases_in_files_are_found_from_the_configuration(
-    tmp_path: Path, key: str, value: Any, file: str | None
-) -> None:
-    (tmp_path / "instance").mkdir()
-    for name in ("instance/shop.db", "old.db"):
-        sqlite3.connect(tmp_path / name).close()
-    app = Flask("shop", root_path=str(tmp_path), instance_path=str(tmp_path / "instance"))
-    app.config[key] = value.format(tmp_path) if isinstance(value, str) else value
-    assert source_files(app) == ([] if file is None else [tmp_path / file])
-
-
-@pytest.mark.parametrize("app", [object(), None, 3], ids=["no app", "none", "a number"])
-def test_what_is_no_app_has_no_source(app: object) -> None:
-    assert source_files(app) == []
