@@ -18,7 +18,7 @@ from flask import Blueprint, Flask
 
 from hardserve.loader.sources import AppSource, source_of
 
-Load = Callable[..., types.ModuleType]
+Load = Callable[..., None]
 
 
 def middleware(app: Any) -> Any:
@@ -48,8 +48,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def load(*names: str) -> types.ModuleType:
-        return [importlib.import_module(name) for name in names][0]
+    def load(*names: str) -> None:
+        for name in names:
+            importlib.import_module(name)
 
     yield load
     for name in set(sys.modules) - before:
