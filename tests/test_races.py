@@ -31,8 +31,8 @@ from hardserve.edge.transport import HeldCalls, PlainTransport
 from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock
 from hardserve.refusals import QUEUE_DEADLINE, SLOWEST_READER, Refusal
-from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.context import AppContext
+from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.task import Task
 from tests.support import PATIENCE_S, Client, Running, edge_context, serving, switching_often
 
