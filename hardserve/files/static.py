@@ -46,7 +46,7 @@ _REMEMBERED = 256
 # How long a request waits for a file to be looked at again of which it is known what it was.
 PATIENCE_S = 0.1
 # How often a file is looked at for one request while it changes.
-MAX_TRIES = 3
+MAX_TRIES = 20
 # A storage that fails is said to fail so often.
 NEWS_S = 60.0
 DEFAULT_TYPE = content_type("")
