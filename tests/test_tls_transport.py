@@ -899,15 +899,6 @@ def test_closing_says_so_and_resetting_does_not(server: ssl.SSLContext) -> None:
             read_to_the_end(pair.tls)
 
 
-def test_nothing_follows_half_a_record(server: ssl.SSLContext) -> None:
-    with established(server) as pair:
-        fill(pair)
-        pair.transport.close()
-        pair.tls.suppress_ragged_eofs = False  # else some Pythons take a reset for the end
-        with pytest.raises(OSError, match=r"reset|EOF"):
-            read_to_the_end(pair.tls)
-
-
 def test_closing_while_a_helper_computes_harms_neither(server: ssl.SSLContext) -> None:
     _, _, outgoing = client_hello()
     with joined(server) as pair:
