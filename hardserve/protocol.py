@@ -6,6 +6,7 @@ It knows no socket and runs on whichever thread calls it.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -39,6 +40,22 @@ class FileFailedError(Exception):
     def __init__(self, why: Cut, text: str) -> None:
         super().__init__(text)
         self.why = why
+
+
+class Seldom:
+    """Says whether to log what could be logged all the time: once in `interval_s`. Two threads may both be told to."""
+
+    __slots__ = ("_again_at", "_interval_s")
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._again_at = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        due = now >= self._again_at
+        if due:
+            self._again_at = now + self._interval_s
+        return due
 
 
 class SharedFile:
@@ -83,13 +100,6 @@ class SharedFile:
                 raise ValueError(f"{self!r} is closed")
             self._holders += 1
         return self
-
-    def holds(self) -> bool:
-        """Keep it open until one more `release`, as `hold` does; return False if it is closed."""
-        with self._lock:
-            if self._holders:
-                self._holders += 1
-            return self._holders > 0
 
     def release(self) -> None:
         """Let go of it, and close the descriptor if nobody else holds it."""

@@ -199,8 +199,8 @@ Kind = (
 class About:
     """What is known of a setting besides its name and default.
 
-    Only in a table: `example` is written where there is no default worth showing, and `without` says what holds
-    where the setting is left out.
+    `example` is written where there is no default worth showing; `without` says, in a table, what holds where the
+    setting is left out.
     """
 
     kind: Kind

@@ -899,6 +899,23 @@ def test_closing_says_so_and_resetting_does_not(server: ssl.SSLContext) -> None:
             read_to_the_end(pair.tls)
 
 
+def test_nothing_follows_half_a_record(server: ssl.SSLContext) -> None:
+    """No alert, which would make of what came the whole; seen on the wire, because some Pythons hide how it ended."""
+    with established(server, client_context(version="1.2")) as pair:
+        fill(pair)
+        pair.transport.close()
+        os.set_blocking(pair.raw_fileno, True)
+        wire = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := os.read(pair.raw_fileno, 65536):
+                wire += piece
+        kinds = set()
+        while len(wire) >= 5:
+            kinds.add(wire[0])
+            wire = wire[5 + int.from_bytes(wire[3:5]) :]
+        assert kinds == {23}, "application data, and nothing else"
+
+
 def test_closing_while_a_helper_computes_harms_neither(server: ssl.SSLContext) -> None:
     _, _, outgoing = client_hello()
     with joined(server) as pair:

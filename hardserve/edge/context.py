@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hardserve.edge.fileparts import PageCache
 from hardserve.edge.outbox import FILE_SHARE_BYTES, FILE_TURN_BYTES
+from hardserve.protocol import Seldom
 
 if TYPE_CHECKING:
     from hardserve.edge.budget import Budget
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # How long a drain leaves an idle connection open: whoever is about to send a request on it gets an answer and is told
 # to close, where closing at once would lose a request that is already on its way.
 DRAIN_IDLE_S = 1.0
+# A line that names a file that could not be sent as promised, at most so often; the summary of refusals has them all.
+FILE_LINE_S = 60.0
 
 
 class Phase(Enum):
@@ -84,7 +87,7 @@ class EdgeContext:
     draining: bool = False
     downloads: set[Sending] = field(default_factory=set)  # connections whose files are on their way; I/O thread
     page_cache: PageCache = field(default_factory=PageCache)
-    file_line_due: float = 0.0  # when a line about a file that failed may be logged again (monotonic seconds)
+    file_lines: Seldom = field(default_factory=lambda: Seldom(FILE_LINE_S))  # about files that failed midway
 
     def share_of_turn(self) -> int:
         """Return how many bytes one connection may send from files before it is the others' turn. I/O thread."""

@@ -19,7 +19,8 @@ within those microseconds, and costs one wait.
 A response says how long it is before the first byte leaves, and a strong validator (RFC 9110 8.8.1) says which bytes.
 So a file that turns out shorter, or that was written to since it was opened, must not end like a whole one: whoever
 sends it is told by FileFailedError, and resets the connection. One that was replaced or removed by name is still there
-through its descriptor, and is sent to its end.
+through its descriptor, and is sent to its end. One thing cannot be seen: a write that is under way when the file is
+opened, for the time of a file moves when a write begins.
 
 Everything here is called by whoever holds the connection's lock; what asks the kernel, on the I/O thread only.
 """

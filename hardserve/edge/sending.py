@@ -33,8 +33,6 @@ LOOK_S = 0.1
 # 0.5 of a core in pieces of UNSENT_BYTES, and 0.15 so, as it costs nginx.
 FAST, FAST_BYTES = 32 << 20, 4 << 20
 FAST_UNSENT_BYTES = 1 << 30
-# A line that names a file that could not be sent as promised, at most so often; the summary of refusals has them all.
-FILE_LINE_S = 60.0
 
 logger = logging.getLogger("hardserve.edge")
 
@@ -217,8 +215,7 @@ class Sending:
     def _cut_for_file(self, error: FileFailedError, now: float) -> None:
         """End a response that cannot become what its head said, so that it does not look whole. I/O thread."""
         ctx = self._ctx
-        if now >= ctx.file_line_due:
-            ctx.file_line_due = now + FILE_LINE_S
+        if ctx.file_lines.is_due(now):
             logger.warning("a response was cut: %s", error)
         self.cut(error.why, now)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hardserve import refusals
-from hardserve.files.listing import CONTENT_SECURITY_POLICY, listing
+from hardserve.files.listing import CONTENT_SECURITY_POLICY, CONTENT_TYPE, listing
 from hardserve.files.mounts import Mount, Place
 from hardserve.files.tree import OpenFile
 from hardserve.http.conditions import Validators, etag_of, http_date
@@ -169,11 +169,12 @@ class Examiner:
         fields = "\r\n".join(
             (f"Content-Security-Policy: {CONTENT_SECURITY_POLICY}", "Cache-Control: no-cache", *self._listing_lines, "")
         )
-        html = "text/html; charset=utf-8"
         # It has no version, but whoever wants it only if there is none (If-None-Match: *) is told that there is one.
         there = b"HTTP/1.1 304 Not Modified\r\nCache-Control: no-cache\r\n"
-        made = Representation("identity", (), (len(page), 0, 0, 0), Validators("", 0), html, fields, b"", there, page)
-        made.ok = made.head("200 OK", f"Content-Type: {html}", f"Content-Length: {len(page)}")
+        made = Representation(
+            "identity", (), (len(page), 0, 0, 0), Validators("", 0), CONTENT_TYPE, fields, b"", there, page
+        )
+        made.ok = made.head("200 OK", f"Content-Type: {CONTENT_TYPE}", f"Content-Length: {len(page)}")
         return made
 
     def _file(self, mount: Mount, parts: tuple[bytes, ...], old: Entry | None) -> Entry:

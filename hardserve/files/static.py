@@ -13,7 +13,6 @@ file thread and the requests for what is there, and nobody else: measured with a
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from hardserve.http import encoders
 from hardserve.http.coding import ACCEPT_ENCODING_MAX, IDENTITY, best
 from hardserve.http.mediatypes import content_type
 from hardserve.http.ranges import Span, unsatisfied
-from hardserve.protocol import DateClock, FilePart, SharedFile
+from hardserve.protocol import DateClock, FilePart, Seldom, SharedFile
 from hardserve.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ class StaticFiles:
         self._most_compressed = settings.memory // 4  # of one file
         self._looking: dict[str, Waiting] = {}  # who waits for what is being looked at
         self._codings: dict[tuple[str, tuple[str, ...]], str] = {}
-        self._complained_at = -math.inf
+        self._complaints = Seldom(NEWS_S)
         # Those that are being sent: whoever asks for one of them is sent the same, so that a popular one takes one
         # descriptor, however many load it.
         self._open_files: WeakValueDictionary[tuple[str, Signature], SharedFile] = WeakValueDictionary()
@@ -200,8 +199,7 @@ class StaticFiles:
             return refusals.FILES_BUSY  # it is being written in this moment
         if isinstance(error, PermissionError):
             return refusals.FILE_FORBIDDEN
-        if now - self._complained_at >= NEWS_S:
-            self._complained_at = now
+        if self._complaints.is_due(now):
             logger.error("the file of %s cannot be read: %s", path, error, exc_info=None if _is_os(error) else error)
         return refusals.FILE_FAILED
 
@@ -375,8 +373,8 @@ class StaticFiles:
         self, asker: Asker, request: Asked, path: str, entry: Entry, representation: Representation, now: float
     ) -> Taken:
         """Have a file opened, and sent by the connection."""
-        shared = self._open_files.get((path, representation.signature))
-        if shared is not None and shared.holds():
+        shared = self._already_open(path, representation)
+        if shared is not None:
             self._send_file(asker, request, representation, shared, now)
             return True
         if len(self._open_files) >= self._ctx.max_open:
@@ -397,6 +395,14 @@ class StaticFiles:
             return refusals.FILES_BUSY
         asker.await_file(now)
         return True
+
+    def _already_open(self, path: str, representation: Representation) -> SharedFile | None:
+        """Return a hold of the file, if it is being sent to somebody else."""
+        shared = self._open_files.get((path, representation.signature))
+        try:
+            return None if shared is None else shared.hold()
+        except ValueError:  # whoever had it has just let go of it
+            return None
 
     def _opened(
         self,

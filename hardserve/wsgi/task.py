@@ -477,7 +477,7 @@ class Task:
 
     def _log_failure(self, error: BaseException) -> None:
         if isinstance(error, ResponseRefusedError) and error.refusal is refusals.FILE_NOT_FOUND:
-            if self._ctx.tells_of_missing(monotonic()):
+            if self._ctx.missing_files.is_due(monotonic()):
                 logger.warning("%s %s: %s", self._request.command, self._request.path, error)
             return
         if isinstance(error, BadResponseError | ResponseRefusedError):
