@@ -184,19 +184,30 @@ class Examiner:
         found = [("identity", parts, status)]
         if compressible and mount.precompressed:
             found += self._siblings(mount, parts, status)
-        signatures = [signature_of(each) for _, _, each in found]
-        settled = all(abs(time.time_ns() - each.st_mtime_ns) > TICK_NS for _, _, each in found)
-        if old is not None and old.settled and old.signatures == signatures:
+        if old is not None and old.settled and old.signatures == [signature_of(each) for _, _, each in found]:
             return old
+        cache_control = mount.cache_control_of(os.fsdecode(parts[-1]))
         compresses = self._compresses and compressible and len(found) == 1
         compresses = compresses and COMPRESS_MIN_BYTES <= status.st_size <= COMPRESS_MAX_BYTES
         varies = compresses or len(found) > 1
-        cache_control = mount.cache_control_of(os.fsdecode(parts[-1]))
-        representations = tuple(
-            self._read(mount, names, self.represent(coding, names, signature_of(each), kind, cache_control, varies))
-            for coding, names, each in found
-        )
-        return Entry(mount, signatures, representations, compressible=compresses, settled=settled)
+        statuses: list[os.stat_result] = []
+        representations: list[Representation] = []
+        for coding, names, looked_at in found:
+            try:
+                opened, body = self._read(mount, names, looked_at)
+            except (OSError, FileChangedError):
+                if not representations:
+                    raise
+                continue  # it goes, or is made anew: the next look finds it
+            if statuses and not _is_current(opened, statuses[0]):
+                continue
+            made = self.represent(coding, names, signature_of(opened), kind, cache_control, varies)
+            made.body = body
+            statuses.append(opened)
+            representations.append(made)
+        settled = all(abs(time.time_ns() - each.st_mtime_ns) > TICK_NS for each in statuses)
+        signatures = [each.signature for each in representations]
+        return Entry(mount, signatures, tuple(representations), compressible=compresses, settled=settled)
 
     def _siblings(
         self, mount: Mount, parts: tuple[bytes, ...], status: os.stat_result
@@ -208,8 +219,7 @@ class Examiner:
                 sibling = mount.tree.status(names)
             except OSError:
                 continue
-            # To the second: not every tool that keeps the time keeps all of it.
-            if int(sibling.st_mtime) >= int(status.st_mtime):
+            if _is_current(sibling, status):
                 found.append((coding, names, sibling))
         return found
 
@@ -238,16 +248,23 @@ class Examiner:
         made.ok = made.head("200 OK", f"Content-Type: {kind}", f"Content-Length: {size}")
         return made
 
-    def _read(self, mount: Mount, parts: tuple[bytes, ...], representation: Representation) -> Representation:
-        """Keep a small file's content. Raises OSError."""
-        if representation.size <= self._in_memory:
-            file = mount.tree.open(parts)
-            try:
-                body = read_whole(file, representation.signature)
-            finally:
-                file.close()
-            representation.body = body
-        return representation
+    def _read(
+        self, mount: Mount, parts: tuple[bytes, ...], looked_at: os.stat_result
+    ) -> tuple[os.stat_result, bytes | None]:
+        """Return the status of a file and, of a small one, the content that belongs to it.
+
+        The status is that of the open file: one that is renamed into its place meanwhile is no reason to try again.
+        Raises OSError, FileChangedError.
+        """
+        if looked_at.st_size > self._in_memory:
+            return looked_at, None
+        file = mount.tree.open(parts)
+        try:
+            if file.size > self._in_memory:
+                return file.stat, None
+            return file.stat, read_whole(file, signature_of(file.stat))
+        finally:
+            file.close()
 
     def compressed(self, entry: Entry, coding: str) -> Representation | None:
         """Return the entry's file in `coding`, None if that is not worth it. Raises OSError, FileChangedError."""
@@ -280,6 +297,15 @@ def read_whole(file: OpenFile, signature: Signature) -> bytes:
     while at < size and (piece := os.pread(file.descriptor, size - at, at)):
         pieces.append(piece)
         at += len(piece)
-    if at < size or signature_of(os.fstat(file.descriptor)) != signature:
+    after = os.fstat(file.descriptor)
+    # Another file in its place is the last change to this one, though none to its content: it has a name less.
+    replaced = after.st_nlink < file.stat.st_nlink
+    if at < size or (signature_of(after)[:2] != signature[:2] if replaced else signature_of(after) != signature):
         raise FileChangedError
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _is_current(sibling: os.stat_result, status: os.stat_result) -> bool:
+    """Return whether a file with a coding is not older than the file itself."""
+    # To the second: not every tool that keeps the time keeps all of it.
+    return int(sibling.st_mtime) >= int(status.st_mtime)
