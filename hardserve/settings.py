@@ -274,6 +274,7 @@ class ServerSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutSettings:
     first_byte: float = setting(20.0, Duration(0.1, HOUR), "For the first byte on a new connection.")
+    handshake: float = setting(10.0, Duration(0.1, 300.0), "For the whole of a TLS handshake.")
     header: float = setting(10.0, Duration(0.1, 300.0), "For the whole head of a request, from its first byte.")
     body: float = setting(30.0, Duration(0.1, HOUR), "Between two reads of a request's body.")
     body_total: float = setting(
@@ -482,7 +483,9 @@ class FileSettings:
     compress: str = setting(
         "on", Choice(("on", "off")), "Whether text without a .br, .zst or .gz file beside it is compressed and kept."
     )
-    readers: int = setting(4, Int(1, 64), "Threads that open and read the files of one mount, so that its storage holds up nobody else.")
+    readers: int = setting(
+        4, Int(1, 64), "Threads that open and read the files of one mount, so that its storage holds up nobody else."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

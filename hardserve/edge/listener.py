@@ -38,10 +38,11 @@ class Listener:
     `address` is one that the settings have checked.
     """
 
-    def __init__(self, address: str, bound: socket.socket, *, unix_path: str | None = None) -> None:
+    def __init__(self, address: str, bound: socket.socket, *, unix_path: str | None = None, tls: bool = False) -> None:
         self.address = address
         self.socket = bound
         self.proxy_protocol = parse_address(address).proxy_protocol  # each connection begins with its header
+        self.tls = tls  # or with a handshake, or with one after the other
         self._unix_path = unix_path
         self._unix_inode = os.stat(unix_path).st_ino if unix_path else 0
         if bound.family == socket.AF_UNIX:
@@ -50,7 +51,8 @@ class Listener:
         else:
             host, port = bound.getsockname()[:2]
             self.name, self.port = host, str(port)
-            self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            scheme = "https" if tls else "http"
+            self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def __repr__(self) -> str:
         return f"<Listener {self.url}>"
