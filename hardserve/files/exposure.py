@@ -6,8 +6,8 @@ to say.
 
 Each finding is something that nobody means to publish, not something that looks suspicious: a certificate is no key,
 a thumbnail store called `Thumbs.db` is no SQLite database, and Python files are downloads like any other unless they
-are the app's: modules that are loaded, and whatever lies in the app's package, outside of the static folders with which
-it shows that itself. What begins with a dot is never served, and is told where it costs nothing, since the next server, or a
+are the app's: modules that are loaded, and whatever lies in the app's package, outside of the static folders that it
+shows itself. What begins with a dot is never served, and is told where it costs nothing, since the next server, or a
 backup that is unpacked here, may be less careful.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -37,7 +37,7 @@ _SOURCE = "the app's own source"
 _SOURCE_FOLDER = "the folder that the app's own source is in"
 _SOURCE_PACKAGE = "a package of the app's, with its source"
 _SOURCE_COMPILED = "the app's own source, compiled"
-_SOURCE_BESIDE = "Python in a package of the app's"
+_SOURCE_BESIDE = "Python that lies where the app's own does"
 _TEMPLATES = "a folder of the app's templates"
 _TEMPLATE = "one of the app's templates"
 _INSTANCE = "the app's instance folder, which is for its settings and databases"
@@ -109,11 +109,11 @@ class AppFiles:
         self.packages = _directories(packages)
         self.roots = _directories(roots)
         self.instances = _directories(instances)
-        secret = {*self.files, *self.packages, *self.instances}
-        self.public = {path for path in _directories(public) if not _is_above(path, secret)}
+        # What one of these is in is neither public nor for templates alone.
+        above = {place for path in self.files | self.packages | self.instances for place in _upwards(path)}
+        self.public = _directories(public) - above
         self.templates = {path for path in _directories(templates) if not self.public.intersection(_upwards(path))}
-        # Where something else of the app's is, too, not all that looks like a template is one.
-        self._pure_templates = {path for path in self.templates if not _is_above(path, secret)}
+        self._pure_templates = self.templates - above
 
     def __repr__(self) -> str:
         return f"<AppFiles {len(self.files)} files, packages {sorted(self.packages)}>"
@@ -127,10 +127,9 @@ class AppFiles:
         served = _identity(status)
         kinds = (self.packages, _SOURCE_FOLDER), (self.instances, _INSTANCE), (self.templates, _TEMPLATES)
         found = [(path, what) for paths, what in kinds for path in sorted(paths) if self._is_in(path, served)]
-        # A single file may be one of them by a hard link; in a directory they are by their own directories.
-        for path in sorted(self.files):
-            if self._is_in(path if S_ISREG(status.st_mode) else os.path.dirname(path), served):
-                found.append((path, _SOURCE))
+        # A single file may be one of them by a hard link; a directory need not be compared with files.
+        place_of: Callable[[str], str] = os.path.dirname if S_ISDIR(status.st_mode) else str
+        found += [(path, _SOURCE) for path in sorted(self.files) if self._is_in(place_of(path), served)]
         real = _real(directory)
         if found or real is None:
             return found
@@ -158,7 +157,181 @@ class AppFiles:
     def _is_in(self, path: str, served: _Identity) -> bool:
         return any(self._identity_of(place) == served for place in _upwards(path))
 
-    def _identity(status: os.stat_result) -> _Identity:
+    def _identity_of(self, path: str) -> _Identity | None:
+        if path not in self._known:
+            try:
+                self._known[path] = _identity(os.stat(path))
+            except (OSError, ValueError):
+                self._known[path] = None
+        return self._known[path]
+
+
+def exposed(directory: Path, *, app_files: AppFiles) -> list[str]:
+    """Return a sentence for each thing in `directory` that must not be served; it may be a single file, too.
+
+    Looks at the directory and what is below it, not into directories that are links or hidden, and at no more than
+    `MAX_ENTRIES` names, the nearest first. Never raises: what cannot be read can neither be served nor judged.
+    """
+    try:
+        status = os.stat(directory)
+    except (OSError, ValueError):
+        return []
+    sources = app_files.inside(directory, status)
+    findings = _Findings({} if sources else app_files.suffixes_in(directory))
+    findings.add_sources(sources)
+    if S_ISDIR(status.st_mode):
+        _look_through(str(directory), findings)
+    elif S_ISREG(status.st_mode):
+        findings.look_at(str(directory), directory.name)
+        real = os.path.realpath(directory)
+        if not findings.others and real != str(directory):  # a link may have any name
+            findings.look_at(real, os.path.basename(real))
+    return findings.sentences()
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What was found so far, by its path, and what may still be read."""
+
+    app_suffixes: Mapping[str, str]  # of files that are the app's, and what they are
+    sources: list[str] = field(default_factory=list)
+    others: dict[str, str] = field(default_factory=dict)
+    reads_left: int = field(default_factory=lambda: MAX_READ)
+
+    def full(self) -> bool:
+        return len(self.others) > MAX_FINDINGS
+
+    def sentences(self) -> list[str]:
+        said = [f"{_shown(path)} is {what}" for path, what in sorted(self.others.items())[:MAX_FINDINGS]]
+        return self.sources + said + (["there is more of this kind"] if self.full() else [])
+
+    def add_sources(self, found: Sequence[tuple[str, str]]) -> None:
+        self.sources += [f"{_shown(path)} is {what}" for path, what in found[:_MAX_SOURCES]]
+        if len(found) > _MAX_SOURCES:
+            self.sources.append(f"{len(found) - _MAX_SOURCES} more files in it are {_SOURCE}")
+
+    def wants(self, name: str) -> bool:
+        """Tell whether a file of this name, in lower case, is worth a look."""
+        suffix = os.path.splitext(name)[1]
+        return name in _NAMES or suffix in _SUFFIXES or suffix in self.app_suffixes
+
+    def look_at(self, path: str, name: str) -> None:
+        """Judge a file by its name and, if that is not enough, by its content."""
+        what = self._judge(path, name.lower())
+        if what:
+            self.others[path] = what
+
+    def _judge(self, path: str, name: str) -> str:
+        """Return what the file is that it must not be, "" if it is nothing of the kind."""
+        suffix = os.path.splitext(name)[1]
+        if not self.wants(name):
+            return ""
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            return ""
+        if name in _REPOSITORIES:
+            return _REPOSITORY if S_ISDIR(mode) else ""
+        if not S_ISREG(mode):
+            return ""
+        by_name = _FILES.get(name) or self.app_suffixes.get(suffix)
+        return by_name or _BY_SUFFIX.get(suffix) or self._judge_content(path, suffix)
+
+    def _judge_content(self, path: str, suffix: str) -> str:
+        head = self._head(path)
+        if suffix in _KEY_SUFFIXES:
+            return _KEY if _PEM_KEY in head else ""
+        if suffix in _DATABASES:
+            return _DATABASE if head.startswith(_SQLITE_MAGIC) or _has_beside(path, _SQLITE_BESIDE) else ""
+        return _USERS if _HASHED.search(head) else ""
+
+    def _head(self, path: str) -> bytes:
+        if self.reads_left <= 0:
+            return b""
+        self.reads_left -= 1
+        try:
+            # It was a regular file just now; should it be a FIFO, this does not wait for a writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                return os.read(descriptor, _HEAD_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return b""
+
+
+def _look_through(directory: str, findings: _Findings) -> None:
+    for name in sorted(_NAMES):  # asked for by name, so that they are found among any number of others
+        findings.look_at(os.path.join(directory, name), name)
+    left = MAX_ENTRIES
+    waiting = deque([directory])
+    while waiting and left > 0 and not findings.full():
+        share = left if left <= _SHARE_MIN else max(_SHARE_MIN, left // 2)
+        for entry in _entries(waiting.popleft(), share):
+            left -= 1
+            name = entry.name
+            if findings.wants(name.lower()):
+                findings.look_at(entry.path, name)
+            if (name[0] != "." or name == ".well-known") and _is_directory(entry):
+                waiting.append(entry.path)
+
+
+def _entries(directory: str, count: int) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a directory, at most `count`, as far as it can be read."""
+    try:
+        with os.scandir(directory) as scan:
+            for _ in range(count):
+                entry = next(scan, None)
+                if entry is None:
+                    return
+                yield entry
+    except OSError:
+        return
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _has_beside(path: str, endings: Sequence[str]) -> bool:
+    return any(os.path.lexists(path + ending) for ending in endings)
+
+
+# --- the app's source ---
+
+
+def _reals(paths: Iterable[Path]) -> set[str]:
+    return {real for path in paths if (real := _real(path)) is not None}
+
+
+def _directories(paths: Iterable[Path]) -> set[str]:
+    return set(filter(os.path.isdir, _reals(paths)))
+
+
+def _is_package_in(directory: str, folders: set[str]) -> bool:
+    """Return whether `directory` is a package that is imported from one of the app's folders."""
+    for place in _upwards(directory):
+        if place in folders:
+            return True
+        if not os.path.lexists(os.path.join(place, "__init__.py")):
+            return False
+    return False
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yield an absolute path and all directories that it is in."""
+    while True:
+        yield path
+        above = os.path.dirname(path)
+        if above == path:
+            return
+        path = above
+
+
+def _identity(status: os.stat_result) -> _Identity:
     return status.st_dev, status.st_ino
 
 
