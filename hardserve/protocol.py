@@ -52,7 +52,7 @@ class SharedFile:
     dropped with its holders, as by a thread pool that stops, is closed when it is collected.
     """
 
-    __slots__ = ("_close", "_holders", "_lock", "descriptor", "mtime_ns", "name", "size", "storage")
+    __slots__ = ("__weakref__", "_close", "_holders", "_lock", "descriptor", "mtime_ns", "name", "size", "storage")
 
     def __init__(
         self,
@@ -83,6 +83,13 @@ class SharedFile:
                 raise ValueError(f"{self!r} is closed")
             self._holders += 1
         return self
+
+    def holds(self) -> bool:
+        """Keep it open until one more `release`, as `hold` does; return False if it is closed."""
+        with self._lock:
+            if self._holders:
+                self._holders += 1
+            return self._holders > 0
 
     def release(self) -> None:
         """Let go of it, and close the descriptor if nobody else holds it."""

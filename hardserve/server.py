@@ -72,6 +72,8 @@ logger = logging.getLogger("hardserve")
 
 # Descriptors that are not connections: listeners, logs, the app's own files and database connections.
 SPARE_DESCRIPTORS = 256
+# Static files that may be open at once however few descriptors there are; each counts once, however many load it.
+FILES_AT_LEAST = 16
 # A worker that has sent its response may still be in the app's `close`; a log may still be on its way to the disk.
 LAST_WORDS_S = 2.0
 
@@ -124,6 +126,7 @@ class Server:
         self._storages = Storages(settings.files.readers, WAITING_FILES)
         self._compression_pool = Pool("compress", 1, WAITING_COMPRESSIONS)
         self._offload: Offload
+        self._max_open_files = FILES_AT_LEAST
         self._loop: Loop
         self._readers: Readers
         self._app_ctx: AppContext
@@ -164,7 +167,9 @@ class Server:
         limits = self.settings.limits
         clients = Clients(limits.client_connections, limits.client_connection_rate)
         peers = Peers(self._trusted, limits.ipv6_prefix, self._record.is_banned)
-        self._loop = self._record.loop = Loop(self._listeners, self._max_connections(), clients, peers)
+        connections = self._max_connections()
+        self._loop = self._record.loop = Loop(self._listeners, connections, clients, peers)
+        self._max_open_files = max(FILES_AT_LEAST, self._descriptors() - connections - SPARE_DESCRIPTORS)
         half = max(1, self.settings.server.threads // 2)
         self._readers = Readers(half, self._budget, self._workers.wanted, self._loop)
 
@@ -237,6 +242,7 @@ class Server:
             plan=self._loop.plan,
             submit=self._storages.submit,
             submit_compression=self._compression_pool.submit,
+            max_open=self._max_open_files,
             responded=self._limiter.responded,
             outcome=self._record.outcome,
         )
@@ -277,12 +283,19 @@ class Server:
                 advice = "it finds nothing, for what proxies say counts from those in proxy.trusted: name yours there"
             logger.warning("the app has Werkzeug's ProxyFix: %s", advice)
 
+    @staticmethod
+    def _descriptors() -> int:
+        """Return how many this process may have."""
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
     def _max_connections(self) -> int:
         """Return `limits.connections`, or as many as this process may have descriptors for."""
         wanted = self.settings.limits.connections
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < wanted + SPARE_DESCRIPTORS and soft != resource.RLIM_INFINITY:
-            ceiling = wanted + SPARE_DESCRIPTORS
+        # A connection may be sent a file, and that is open meanwhile.
+        ceiling = 2 * wanted + SPARE_DESCRIPTORS
+        if soft < ceiling and soft != resource.RLIM_INFINITY:
             soft = ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
             with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -549,7 +549,7 @@ class FileSettings:
         "on", Choice(("on", "off")), "Whether text without a .br, .zst or .gz file beside it is compressed and kept."
     )
     readers: int = setting(
-        4, Int(1, 64), "Threads that open and read the files of one mount, so that its storage holds up nobody else."
+        4, Int(1, 64), "Threads that read the files of one mount, so that its storage holds up nobody else."
     )
 
 
@@ -673,6 +673,13 @@ class StaticSettings:
         "Whether files may be kept for ever; auto = scripts, styles and fonts with a hash in the name.",
         example="on",
         without="auto",
+    )
+    precompressed: str = setting(
+        "on",
+        Choice(("on", "off")),
+        "Whether a .br, .zst or .gz file beside one is sent for it; off where visitors choose names.",
+        example="off",
+        without="on",
     )
     follow_symlinks: str = setting(
         "off",

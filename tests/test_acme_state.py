@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hardserve.tls.acme import pki
@@ -144,6 +144,8 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # files are flushed
+@example(content={"attempted": 10**400})
 @given(content=st.dictionaries(st.sampled_from(sorted(Schedule.__slots__)), VALUES))
 def test_a_schedule_is_read_whole_or_not_at_all(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sqlite3
 import types
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,7 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
 from hardserve.loader import statics
-from hardserve.loader.statics import AppStatic, source_files, static_folders
+from hardserve.loader.statics import AppFolder, AppStatic, all_folders, static_directories, static_folders
 
 FILE = "deep/a file.css"
 
@@ -701,61 +700,77 @@ def test_any_prefix_is_that_of_url_for(tmp_path_factory: pytest.TempPathFactory,
     assert_same_as_in_the_app(app, found)
 
 
-# What may not be served
+# What the operator is told, and what the server needs to know of folders that are left to the app
 
 
-def test_the_modules_of_an_app_are_its_source() -> None:
-    files = source_files(httpbin.app)
-    assert Path(httpbin.core.__file__) in files  # where its views are
-    assert all(file.is_file() for file in files)
+def test_the_sentence_has_the_flag_that_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(tmp_path / "a shop")
+    app.before_request(require_login)
+    directory = tmp_path / "a shop/static"
+    assert f"have it served from here: --static '/static={directory}'; or all" in assert_left(app, always=True)
+    monkeypatch.chdir(tmp_path)
+    assert "--static '/static=a shop/static'; or all" in assert_left(app, always=True)
+    monkeypatch.chdir(tmp_path / "a shop")
+    assert "--static /static=static; or all" in assert_left(app, always=True)
+    monkeypatch.chdir(directory)
+    assert "--static /static=.; or all" in assert_left(app, always=True)
 
 
-def test_the_modules_of_blueprints_and_of_what_is_around_the_app_are_too() -> None:
-    app = Flask(httpbin.__name__)
-    app.register_blueprint(Blueprint("bp", __name__))
-    assert {Path(httpbin.__file__), Path(__file__)} <= set(source_files(app))
-    assert Path(__file__) in source_files(middleware(app))
-    assert Path(__file__) in source_files(Middleware(app))
+def test_the_sentence_on_two_folders_has_both_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = make_app(tmp_path)
+    app.register_blueprint(make_blueprint(tmp_path, "bp", url_prefix="/{x}"))
+    app.before_request(require_login)
+    assert "--static /static=static and --static '/{x}/static=bp/static'; or all" in assert_left(app, always=True)
 
 
-@pytest.mark.parametrize("app", [middleware(lambda e, s: []), Middleware(None)], ids=["function", "object"])
-def test_an_app_of_another_framework_has_a_module_too(app: object) -> None:
-    assert source_files(app) == [Path(__file__)]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "file"),
-    [
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///shop.db", "instance/shop.db"),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite+pysqlite:///shop.db?timeout=3", "instance/shop.db"),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///old.db", "old.db"),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///not-made-yet.db", "instance/not-made-yet.db"),
-        ("DATABASE_URL", "sqlite:///{}/a%20b.db", "a b.db"),
-        ("DATABASE_URL", "sqlite:///file:{}/shop.db?mode=ro&uri=true", "shop.db"),
-        ("DATABASE", "{}/shop.sqlite", "shop.sqlite"),
-        ("DATABASE", "old.db", "old.db"),
-        ("DATABASE", Path("old.db"), "old.db"),
-        ("SQLALCHEMY_BINDS", {"users": "sqlite:///shop.db"}, "instance/shop.db"),
-        ("SQLALCHEMY_BINDS", {"users": {"url": "sqlite:///shop.db", "echo": True}}, "instance/shop.db"),
-        ("DATABASE_URL", "postgresql://user:secret@db/shop", None),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite://", None),
-        ("SQLALCHEMY_DATABASE_URI", "sqlite:///:memory:", None),
-        ("DATABASE", ":memory:", None),
-        ("DATABASE", {"name": "shop"}, None),
-        ("DATABASE", None, None),
-    ],
-)
-def test_databases_in_files_are_found_from_the_configuration(
-    tmp_path: Path, key: str, value: Any, file: str | None
+def test_the_sentence_on_urls_that_are_not_known_leaves_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "instance").mkdir()
-    for name in ("instance/shop.db", "old.db"):
-        sqlite3.connect(tmp_path / name).close()
-    app = Flask("shop", root_path=str(tmp_path), instance_path=str(tmp_path / "instance"))
-    app.config[key] = value.format(tmp_path) if isinstance(value, str) else value
-    assert source_files(app) == ([] if file is None else [tmp_path / file])
+    monkeypatch.chdir(tmp_path)
+    assert "--static URL=static, with the URL" in assert_left(Prefixed(make_app(tmp_path)), always=False)
 
 
-@pytest.mark.parametrize("app", [object(), None, 3], ids=["no app", "none", "a number"])
-def test_what_is_no_app_has_no_source(app: object) -> None:
-    assert source_files(app) == []
+def test_of_what_the_operator_serves_nothing_is_said(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    app.register_blueprint(make_blueprint(tmp_path, "bp", url_prefix="/bp"))
+    app.before_request(require_login)
+    found, sentences = static_folders(app, taken=["/static"])
+    assert (found, len(sentences)) == ([], 1)
+    assert "/static (" not in sentences[0].replace("/bp/static (", "")
+    assert static_folders(app, taken=["/static", "/bp/static"]) == ([], [])
+
+
+def test_what_the_operator_serves_is_not_served_twice_nor_in_the_way_of_others(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    blueprint = make_blueprint(tmp_path, "bp", static_url_path="/static/bp")
+    blueprint.before_request(require_login)
+    app.register_blueprint(blueprint)
+    found, sentences = static_folders(app, taken=["/static/bp"])
+    assert ([one.url for one in found], sentences) == (["/static"], [])
+    app.add_url_rule("/static/bp/view", "view", lambda: "view")
+    found, sentences = static_folders(app, taken=["/static/bp"])
+    assert found == []
+    assert len(sentences) == 1
+    assert "/static/bp/view" in sentences[0]
+
+
+def test_all_folders_are_there_whoever_serves_them(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    app.before_request(require_login)
+    app.register_blueprint(make_blueprint(tmp_path, "bp", url_prefix="/<lang>/<int:number>"))
+    app.register_blueprint(Blueprint("gone", "shop", static_folder=str(tmp_path / "gone"), url_prefix="/gone"))
+    assert all_folders(Middleware(app)) == [
+        AppFolder("/static", "/static/*", str(tmp_path / "static")),
+        AppFolder("/<lang>/<int:number>/static", "/*/*/static/*", str(tmp_path / "bp/static")),
+    ]
+    assert static_directories(Middleware(app)) == [str(tmp_path / name) for name in ("static", "bp/static", "gone")]
+    assert all_folders(object()) == []
+    assert static_directories(object()) == []
+
+
+def test_a_folder_without_a_url_is_a_directory_of_the_app_nevertheless(tmp_path: Path) -> None:
+    app = Flask("shop", root_path=str(tmp_path), static_folder=None)
+    assert static_directories(app) == []
+    app.static_folder = "later/../other"
+    assert static_directories(app) == [str(tmp_path / "other")]

@@ -233,3 +233,27 @@ def test_a_look_at_the_pool_that_fails_is_not_the_last_one(
         assert waiting.get("/").status == 200, "by the thread that takes the place of the one that hangs"
         release.set()
     assert errors(caplog) == ["stacks"]
+
+
+def test_what_is_woken_again_and_again_leaves_the_turn_to_others() -> None:
+    """A client with a long pipeline has itself woken for the rest of it: others come in between."""
+    with serving(echo) as running, running.connect() as client:
+        assert client.get("/").status == 200
+        loop, turns, settled = running.server._loop, [0], []
+        do_ready = loop._do_ready
+
+        def counting(ready: Any, now: float) -> None:
+            turns[0] += 1
+            do_ready(ready, now)
+
+        class Restless:
+            def settle(self, now: float) -> None:
+                settled.append(turns[0])
+                if len(settled) < 100:
+                    loop.wake(self)  # type: ignore[arg-type]
+
+        loop._do_ready = counting  # type: ignore[method-assign]
+        loop.wake(Restless())  # type: ignore[arg-type]
+        eventually(lambda: len(settled) == 100)
+        assert len(set(settled)) == 100, "a turn for each"
+        assert client.get("/").status == 200

@@ -8,14 +8,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, send_file
 
+from hardserve import demo
 from hardserve.configfiles import SettingsError
+from hardserve.loader import load_app
 from hardserve.mounting import WAY_OUT, mounts_of
 from hardserve.options import from_keywords
 from tests.support import serving
@@ -63,6 +66,154 @@ def database(project: Path) -> None:
 
 def key(project: Path) -> None:
     write(project / "media" / "tls" / "server.key", KEY)
+
+
+# --- the app's source ---
+
+PACKAGE = {
+    "shop/__init__.py": """\
+from flask import Flask
+
+from . import views
+from .lib import prices
+
+
+def create_app():
+    return Flask(__name__)
+""",
+    "shop/views.py": "",
+    "shop/lib/prices.py": "",
+    "shop/jobs/nightly.py": "",
+    "shop/admin/__init__.py": "",
+    "shop/templates/index.html": "<h1>{{ title }}</h1>",
+    "shop/templates/mails/hello.html": "Hello {{ name }}",
+    "shop/static/site.css": "a {}",
+    "shop/static/example.py": "print()",
+    "shop/uploads/cat.jpg": "cat",
+    "shop/front/dist/index.html": "<div id=root></div>",
+    "instance/config.py": "SECRET_KEY = 'x'",
+    "instance/uploads/report.pdf": "%PDF",
+    "uploads/cat.jpg": "cat",
+    "uploads/sent.py": "print()",
+    "dist/index.html": "<div id=root></div>",
+    "secrets/prod.env": "SECRET_KEY=x",
+}
+MODULE = {
+    "app.py": APP + "import models\nimport tools.prices\n",
+    "models.py": "",
+    "tools/prices.py": "",
+    "tools/nightly.py": "",
+    "api/__init__.py": "",
+    "templates/index.html": "<h1>{{ title }}</h1>",
+    "static/site.css": "a {}",
+    "static/example.py": "print()",
+    "instance/config.py": "SECRET_KEY = 'x'",
+    "uploads/cat.jpg": "cat",
+    "uploads/sent.py": "print()",
+    "dist/index.html": "<div id=root></div>",
+}
+
+
+def loaded(project: Path, files: dict[str, str], spec: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write an app, and load it as the command line does. Its modules are forgotten at the end of the test."""
+    for name, content in files.items():
+        write(project / name, content)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for name in ("shop", "shop.views", "shop.lib", "shop.lib.prices", "app", "models", "tools", "tools.prices"):
+        # What was not there is taken out again.
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        del sys.modules[name]
+    monkeypatch.chdir(project)
+    return load_app(spec, directory=project, environ={}).app
+
+
+def problems_of(app: Any, directory: str, **options: Any) -> list[str]:
+    """Return what is said against a mount, [] if it is served."""
+    try:
+        mounts_of(app, from_keywords(static=[{"url": "/x", "directory": directory, **options}]))
+    except SettingsError as error:
+        return [problem.partition(": ")[2] for problem in error.problems if not problem.endswith(WAY_OUT)]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("directory", "what"),
+    [
+        ("shop", "is the folder that the app's own source is in"),
+        (".", "is the folder that the app's own source is in"),
+        ("shop/lib", "prices.py is the app's own source"),
+        ("shop/jobs", "nightly.py is Python that lies where the app's own does"),
+        ("shop/admin", "is a package of the app's, with its source"),
+        ("shop/__pycache__", "is the app's own source, compiled"),
+        ("shop/lib/__pycache__", "is the app's own source, compiled"),
+        ("shop/views.py", "is the app's own source"),
+        ("shop/templates", "is a folder of the app's templates"),
+        ("shop/templates/mails", "hello.html is one of the app's templates"),
+        ("instance", "is the app's instance folder"),
+        ("secrets", "prod.env is a file of environment variables"),
+    ],
+)
+@pytest.mark.parametrize("internal", ["off", "on"])
+def test_the_source_of_a_package_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, what: str, internal: str
+) -> None:
+    app = loaded(tmp_path, PACKAGE, "shop:create_app()", monkeypatch)
+    assert what in problems_of(app, directory, internal=internal)[0]
+
+
+@pytest.mark.parametrize("directory", ["shop/static", "shop/uploads", "shop/front/dist", "instance/uploads", "uploads"])
+def test_what_is_beside_the_source_of_a_package_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    app = loaded(tmp_path, PACKAGE, "shop:create_app()", monkeypatch)
+    assert problems_of(app, directory) == []
+    assert mounts_of(app, from_keywords()).urls == ["/static"]
+
+
+@pytest.mark.parametrize(
+    ("directory", "what"),
+    [
+        (".", "app.py is the app's own source"),
+        ("tools", "prices.py is the app's own source"),
+        ("tools/nightly.py", ""),
+        ("models.py", "models.py is the app's own source"),
+        ("__pycache__", "is the app's own source, compiled"),
+        ("api", "is a package of the app's, with its source"),
+        ("templates", "is a folder of the app's templates"),
+        ("instance", "is the app's instance folder"),
+        ("static", ""),
+        ("uploads", ""),
+        ("dist", ""),
+    ],
+)
+def test_the_source_of_an_app_that_is_no_package_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, what: str
+) -> None:
+    app = loaded(tmp_path, MODULE, "app:app", monkeypatch)
+    problems = problems_of(app, directory)
+    assert bool(problems) == bool(what)
+    assert any(what in problem for problem in problems) == bool(what)
+
+
+def test_a_static_folder_that_is_the_package_itself_is_left_to_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        **PACKAGE,
+        "shop/__init__.py": PACKAGE["shop/__init__.py"].replace("__name__", "__name__, static_folder='.'"),
+    }
+    app = loaded(tmp_path, files, "shop:create_app()", monkeypatch)
+    assert mounts_of(app, from_keywords(files_auto="always")).urls == []
+    assert problems_of(app, "shop/jobs")
+    assert problems_of(app, "shop/templates")
+
+
+def test_pages_and_static_files_of_one_build_are_served(tmp_path: Path) -> None:
+    write(tmp_path / "dist/index.html", "<div id=root></div>")
+    flask = Flask("spa", root_path=str(tmp_path), static_folder="dist", template_folder="dist", static_url_path="")
+    assert mounts_of(flask, from_keywords()).urls == ["/"]
+    assert problems_of(flask, str(tmp_path / "dist")) == []
 
 
 # --- the operator's ---
@@ -153,7 +304,7 @@ def test_a_mount_that_went_away_since_the_settings_were_read(tmp_path: Path) -> 
 
 def shop(base: Path, **settings: Any) -> Flask:
     write(base / "static" / "a.txt", "the app's")
-    return Flask("shop", root_path=str(base), static_folder="static", **settings)
+    return Flask("shop", root_path=str(base), **settings)
 
 
 def mounted(flask: Flask, **settings: Any) -> list[str]:
@@ -197,7 +348,160 @@ def test_what_the_operator_says_of_the_same_url_counts_alone(
     mounts = mounts_of(
         flask, from_keywords(static=[{"url": url, "directory": str(tmp_path / "other"), "internal": internal}])
     )
-    assert [mount.tree.directory for mount in mounts.named] == [str(tmp_path / "other")]
+    assert mounts.urls == ([] if internal == "on" else [url])
+    assert [mount.tree.directory for mount in mounts.named] == [str(tmp_path / "other"), str(tmp_path / "static")]
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_of_a_folder_that_the_operator_serves_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hardserve")
+    flask = shop(tmp_path)
+    flask.before_request(lambda: None)
+    directory = str(tmp_path / "static")
+    assert mounted(flask, static=[f"/static={directory}"]) == ["/static"]
+    assert caplog.records == []
+    assert mounted(flask, static=[f"/other={directory}"]) == ["/other"]
+    (record,) = caplog.records
+    assert f"--static /static={directory}; or" in record.getMessage()
+
+
+def test_the_demo_is_greeted_with_nothing_about_its_files(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hardserve")
+    assert mounted(demo.app) == ["/static"]
+    assert caplog.records == []
+
+
+GUARD = {"X-Guard": "asked"}
+
+
+def guarded_shop(base: Path, **options: Any) -> Flask:
+    """An app whose folder is left to it, and a front-end's build beside it."""
+    flask = shop(base, **options)
+
+    @flask.after_request
+    def note(response: Any) -> Any:
+        response.headers.update(GUARD)
+        return response
+
+    write(base / "dist/index.html", "front")
+    write(base / "dist/static/a.txt", "the front's")
+    write(base / "dist/static/front.txt", "the front's")
+    return flask
+
+
+@pytest.mark.parametrize(
+    "target", ["/static/a.txt", "/x/../static/a.txt", "/./static/a.txt"], ids=["plain", "dots", "a dot"]
+)
+@pytest.mark.parametrize("auto", ["on", "off"])
+def test_a_wider_mount_does_not_hide_a_folder_that_is_left_to_the_app(tmp_path: Path, auto: str, target: str) -> None:
+    flask = guarded_shop(tmp_path)
+    mounts = [{"url": "/", "directory": str(tmp_path / "dist"), "fallback": "index.html"}]
+    with serving(flask, static=mounts, files_auto=auto) as running, running.connect() as client:
+        answer = client.get("/static/a.txt")
+        assert (answer.status, answer.body, answer.header("X-Guard")) == (200, b"the app's", "asked")
+        assert client.get(target).header("X-Guard") == "asked"
+        assert client.get("/static/front.txt").status == 404
+        assert client.get("/static/a.txt", method="POST").header("X-Guard") == "asked"
+        assert client.get("/").body == b"front"
+        assert client.get("/anywhere").body == b"front"
+        assert client.get("/statics").body == b"front"
+
+
+@pytest.mark.parametrize(
+    ("options", "static", "path", "url"),
+    [
+        pytest.param({}, ["/=dist", "/static=dist"], "/static/a", "/static", id="the operator has that very URL"),
+        pytest.param({}, ["/=dist", "/static/b=dist"], "/static/b/a", "/static/b", id="or one below it"),
+        pytest.param({}, ["/=dist", "/static/b=dist"], "/static/c/a", None, id="beside which it is the app's"),
+        pytest.param({}, ["/static/b=dist"], "/static/b/a", "/static/b", id="without any that is wider"),
+        pytest.param({"static_url_path": "/a/b"}, ["/=dist", "/a=dist"], "/a/b/c", None, id="two that are wider"),
+        pytest.param({"static_url_path": "/a/b"}, ["/=dist", "/a=dist"], "/a/c", "/a", id="what it does not have"),
+        pytest.param({"static_url_path": "/a/b"}, ["/ab=dist"], "/ab/b/c", "/ab", id="one that is beside it"),
+        pytest.param({"static_url_path": ""}, ["/=dist"], "/a", "/", id="the whole site, which the operator has"),
+        pytest.param({"static_url_path": "/caf\u00e9"}, ["/=dist"], "/caf\u00c3\u00a9/a", None, id="not ASCII"),
+        pytest.param({"static_folder": "gone"}, ["/=dist"], "/gone/a", "/", id="a folder that is not there"),
+    ],
+)
+@pytest.mark.parametrize("auto", ["on", "off"])
+def test_whose_a_path_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    static: list[str],
+    path: str,
+    url: str | None,
+    auto: str,
+) -> None:
+    base = tmp_path / "project"
+    flask = guarded_shop(base, **options)
+    monkeypatch.chdir(base)
+    place = mounts_of(flask, from_keywords(static=static, files_auto=auto)).find(path)
+    assert (place.mount.url if place else None) == url
+
+
+def test_a_url_that_depends_on_something_is_the_apps_below_a_wider_mount(tmp_path: Path) -> None:
+    flask = guarded_shop(tmp_path)
+    flask.register_blueprint(
+        Blueprint("b", "b", static_folder=str(tmp_path / "static"), url_prefix="/<lang>", static_url_path="/files")
+    )
+    mounts = mounts_of(flask, from_keywords(static=[f"/={tmp_path / 'dist'}", f"/m={tmp_path / 'dist'}"]))
+    assert mounts.find("/de/files/a.txt") is None
+    place = mounts.find("/m/files/a.txt")
+    assert place is not None
+    assert place.mount.url == "/m"
+
+
+def test_a_folder_that_is_served_needs_no_exception(tmp_path: Path) -> None:
+    mounts = mounts_of(shop(tmp_path), from_keywords(static=[f"/={write(tmp_path / 'dist/index.html').parent}"]))
+    place = mounts.find("/static/a.txt")
+    assert place is not None
+    assert (place.mount.url, place.mount.misses_to_app) == ("/static", True)
+
+
+@pytest.mark.parametrize("auto", ["on", "off", "always"])
+@pytest.mark.parametrize("hook", [False, True], ids=["plain", "guarded"])
+def test_what_flask_names_itself_is_sent(tmp_path: Path, auto: str, hook: bool) -> None:
+    """USE_X_SENDFILE is for all that it sends: its static view and `send_static_file` among it."""
+    flask = guarded_shop(tmp_path) if hook else shop(tmp_path)
+    flask.config["USE_X_SENDFILE"] = True
+    flask.register_blueprint(
+        Blueprint("b", "b", root_path=str(tmp_path / "b"), static_folder="../more", url_prefix="/b")
+    )
+    flask.add_url_rule("/a", "a", lambda: flask.send_static_file("a.txt"))
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "more/b.txt", "the blueprint's")
+    write(tmp_path / "outside.txt", "linked")
+    (tmp_path / "static/link.txt").symlink_to("../outside.txt")
+    with serving(flask, files_auto=auto) as running, running.connect() as client:
+        for target, body in {
+            "/static/a.txt": b"the app's",
+            "/a": b"the app's",
+            "/b/more/b.txt": b"the blueprint's",
+            "/static/link.txt": b"linked",
+        }.items():
+            answer = client.get(target)
+            assert (answer.status, answer.body) == (200, body), target
+            assert answer.header("X-Sendfile") is None
+        assert client.get("/static/nothing.txt").status == 404
+
+
+def test_a_folder_that_shows_too_much_is_sent_by_the_app_all_the_same(tmp_path: Path) -> None:
+    flask = shop(tmp_path)
+    flask.config["USE_X_SENDFILE"] = True
+    write(tmp_path / "static/server.key", KEY)
+    with serving(flask) as running, running.connect() as client:
+        assert client.get("/static/a.txt").body == b"the app's"
+
+
+def test_what_flask_names_elsewhere_is_not_sent(tmp_path: Path) -> None:
+    flask = shop(tmp_path)
+    flask.config["USE_X_SENDFILE"] = True
+    secret = write(tmp_path / "secret.txt", "secret")
+    flask.add_url_rule("/secret", "secret", lambda: send_file(secret))
+    with serving(flask) as running, running.connect() as client:
+        answer = client.get("/secret")
+        assert answer.status == 500
+        assert b"secret" not in answer.body
 
 
 def test_what_the_operator_mounts_below_or_above_does_not_take_the_apps_folder(tmp_path: Path) -> None:

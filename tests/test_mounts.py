@@ -108,6 +108,31 @@ def test_an_internal_mount_is_found_by_the_app_alone() -> None:
     assert place is not None
     assert (place.mount.url, place.parts) == ("/internal", (b"a", b"b"))
     assert MOUNTS.find_internal("/media/a") is None
+    place = MOUNTS.find_internal("/internal/file")
+    assert place is not None
+    assert (place.mount.name, place.parts, place.is_directory) == (b"file", (b"file",), False)
+
+
+def test_what_is_beside_an_internal_file_is_not_found_by_it() -> None:
+    mounts = Mounts([mount("/one", name=b"file", internal=True)])
+    assert mounts.find_internal("/one") is not None
+    for path in ("/one/", "/one/file", "/one/other"):
+        assert mounts.find_internal(path) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "expected"),
+    [
+        ("/", "/static/", True),
+        ("/a", "/a/static/", True),
+        ("/a/static", "/a/static/", True),
+        ("/a", "/ab/static/", False),
+        ("/a/static", "/a/", False),
+        ("/caf\xc3\xa9", "/caf\u00e9/static/", True),
+    ],
+)
+def test_what_is_below_a_mount(url: str, path: str, expected: bool) -> None:
+    assert mount(url).has_below(path) == expected
 
 
 @pytest.mark.parametrize(("path", "parts"), [("/", ()), ("/a", (b"a",)), ("/a/b/", (b"a", b"b"))])
@@ -203,9 +228,7 @@ def test_what_is_neither_a_file_nor_a_directory_is_none(tmp_path: Path) -> None:
         from_settings(url="/m", directory=str(tmp_path / "dangling"))
 
 
-@pytest.mark.parametrize(
-    ("max_age", "expected"), [(None, "no-cache"), (0, "max-age=0"), (60, "max-age=60")]
-)
+@pytest.mark.parametrize(("max_age", "expected"), [(None, "no-cache"), (0, "max-age=0"), (60, "max-age=60")])
 def test_a_folder_of_the_app(tmp_path: Path, max_age: int | None, expected: str) -> None:
     made = Mount.of_app("/static", str(tmp_path), max_age)
     assert made.misses_to_app

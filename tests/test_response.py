@@ -53,6 +53,10 @@ SENT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a code alone": ({"status": "418"}, ["HTTP/1.1 418 (Unused)", "Date: now", "X-Request-ID: id"]),
     "a code that nobody knows, alone": ({"status": "599"}, ["HTTP/1.1 599 ", "Date: now", "X-Request-ID: id"]),
+    "205 has the length of nothing": (
+        {"status": "205 Reset Content", "headers": [("Content-Length", "5")]},
+        ["HTTP/1.1 205 Reset Content", "Date: now", "X-Request-ID: id", "Content-Length: 0"],
+    ),
     "204 has no length": (
         {"status": "204 No Content", "headers": [("Content-Length", "5")]},
         ["HTTP/1.1 204 No Content", "Date: now", "X-Request-ID: id"],
@@ -72,7 +76,7 @@ def test_goes_out(given: dict[str, Any], lines: list[str]) -> None:
 @pytest.mark.parametrize(
     ("method", "status", "bodiless"),
     [("GET", "200 OK", False), ("HEAD", "200 OK", True), ("POST", "204 x", True), ("GET", "304 x", True),
-     ("GET", "205 x", False), ("GET", "404 x", False), ("OPTIONS", "200 OK", False)],
+     ("GET", "205 x", True), ("GET", "404 x", False), ("OPTIONS", "200 OK", False)],
 )  # fmt: skip
 def test_has_a_body_or_not(method: str, status: str, bodiless: bool) -> None:
     assert check_head(status, [], method=method).bodiless is bodiless

@@ -59,6 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         "public/p.txt": "public",
         "free/a.txt": "free",
         "releases/2/r.txt": "release",
+        "releases/2/hidden.txt": "one alone",
         "app/x.py": "bait",
         "one/only.txt": "only",
         "one/other.txt": "bait",
@@ -79,6 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         StaticSettings(url="/free", directory=str(base / "free"), internal="on", follow_symlinks="on"),
         StaticSettings(url="/current", directory=str(base / "current"), internal="on"),
         StaticSettings(url="/only.txt", directory=str(base / "one" / "only.txt")),
+        StaticSettings(url="/hidden.txt", directory=str(base / "current" / "hidden.txt"), internal="on"),
     ]
     return Site(base, Sender(Mounts([Mount.from_settings(mount) for mount in mounts])))
 
@@ -109,6 +111,8 @@ def as_field(text: str) -> str:
         pytest.param("{base}/elsewhere/a.txt", b"a", id="a root by a link that its operator does not know"),
         pytest.param("{base}/app/../files/a.txt", b"a", id="a way up before the root, as Flask joins paths"),
         pytest.param("{base}/./files/a.txt", b"a", id="a dot before the root"),
+        pytest.param("{base}/one/only.txt", b"only", id="a mount that is a file"),
+        pytest.param("{base}/app/../one/only.txt", b"only", id="a mount that is a file, after a way up"),
         pytest.param("//{base}/files/a.txt", b"a", id="slashes before the root"),
     ],
 )  # fmt: skip
@@ -136,6 +140,7 @@ def test_x_sendfile_is_a_path(site: Site, value: str, content: bytes) -> None:
         pytest.param("/internal/deep/c.txt", b"longer", id="the longest URL counts"),
         pytest.param("/public/p.txt", b"public", id="a mount that is not internal"),
         pytest.param("/only.txt", b"only", id="a mount that is a file"),
+        pytest.param("/hidden.txt", b"one alone", id="an internal mount that is a file"),
     ],
 )  # fmt: skip
 def test_x_accel_redirect_is_a_url(site: Site, value: str, content: bytes) -> None:
@@ -198,11 +203,8 @@ def test_what_must_look_missing(site: Site, field: str, value: str) -> None:
         pytest.param("x-sendfile", "{base}/one/other.txt", id="beside a mount that is a file"),
         pytest.param("x-sendfile", "{base}/app/../secret.txt", id="a way up that leads into no root"),
         pytest.param("x-sendfile", "{base}/files", id="a root without its slash"),
-        pytest.param("x-sendfile", "a.txt", id="a relative path"),
-        pytest.param("x-sendfile", "../files/a.txt", id="a relative path that goes up"),
-        pytest.param("x-sendfile", "", id="nothing"),
+        pytest.param("x-sendfile", "{base}/one/only.txt/", id="a mount that is a file, with a slash"),
         pytest.param("x-sendfile", "/", id="the root of all"),
-        pytest.param("x-sendfile", "\0", id="a NUL"),
         pytest.param("x-sendfile", "/tmp/\0/../files/a.txt", id="a NUL in a way that has to be looked up"),
         pytest.param("x-sendfile", "/\ud800", id="half a character"),
         pytest.param("x-sendfile", "/internal/a.txt", id="a URL"),
@@ -212,6 +214,8 @@ def test_what_must_look_missing(site: Site, field: str, value: str) -> None:
         pytest.param("x-accel-redirect", "internal/a.txt", id="a relative URL"),
         pytest.param("x-accel-redirect", "http://test/internal/a.txt", id="an absolute URL"),
         pytest.param("x-accel-redirect", "/only.txt/x", id="below a mount that is a file"),
+        pytest.param("x-accel-redirect", "/hidden.txt/r.txt", id="beside an internal mount that is a file"),
+        pytest.param("x-accel-redirect", "/hidden.txt/", id="an internal mount that is a file, with a slash"),
         pytest.param("x-accel-redirect", "?/internal/a.txt", id="a query alone"),
         pytest.param("x-accel-redirect", "/\ud800", id="half a character in a URL"),
     ],
@@ -219,6 +223,29 @@ def test_what_must_look_missing(site: Site, field: str, value: str) -> None:
 def test_what_is_in_no_mount(site: Site, field: str, value: str) -> None:
     with pytest.raises(NotMountedError, match=r"is not in .*\[\[static\]\], and was not sent"):
         site.sent(field, value)
+
+
+@pytest.mark.parametrize("value", ["a.txt", "../files/a.txt", "files/a.txt", "", "\0", "\ud800"])
+def test_a_path_that_is_not_absolute_is_told_to_be(site: Site, value: str) -> None:
+    with pytest.raises(NotMountedError, match="is no absolute path, as X-Sendfile expects, and was not sent"):
+        site.sent("x-sendfile", value)
+
+
+def test_mounts_may_say_what_else_may_be_named_by_its_path(tmp_path: Path) -> None:
+    for name in ("served/a.txt", "named/b.txt", "outside.txt"):
+        write(tmp_path / name, name)
+    (tmp_path / "named/link").symlink_to("../outside.txt")
+    served = Mount.from_settings(StaticSettings(url="/served", directory=str(tmp_path / "served")))
+    named = Mount.of_app("", str(tmp_path / "named"), None, follow_symlinks=True)
+    mounts = Mounts([served], named=[served, named])
+    assert mounts.find("/b.txt") is None
+    site = Site(tmp_path, Sender(mounts))
+    for name, content in (("served/a.txt", b"served/a.txt"), ("named/b.txt", b"named/b.txt")):
+        assert site.sent("x-sendfile", f"{{base}}/{name}") == content
+    assert site.sent("x-sendfile", "{base}/named/link") == b"outside.txt"
+    for value in ("/b.txt", "b.txt", "//b.txt"):
+        with pytest.raises(NotMountedError):
+            site.sent("x-accel-redirect", value)
 
 
 def test_a_name_that_can_be_read_in_two_ways_is_first_what_python_says(tmp_path: Path) -> None:

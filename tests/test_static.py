@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gzip
 import logging
 import os
@@ -30,12 +31,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hardserve.edge.context import CLOSED
+from hardserve.files.entries import Examiner
+from hardserve.files.mounts import Mount, Mounts
 from hardserve.files.static import StaticFiles
 from hardserve.files.tree import MAX_DEPTH
 from hardserve.http import encoders
 from hardserve.http.conditions import http_date
 from hardserve.http.ranges import MAX_RANGES, PART_OVERHEAD
 from hardserve.pool import Pool
+from hardserve.settings import StaticSettings
 from tests.passwords import basic, write_users
 from tests.support import PATIENCE_S, Client, Response, Running, serving
 from tests.test_http import eventually
@@ -1494,13 +1498,14 @@ def test_a_connection_wears_out(tmp_path: Path) -> None:
 def test_who_is_there_when_the_server_stops_is_answered(tmp_path: Path) -> None:
     write(tmp_path / "a.bin", "a")
     write(tmp_path / "huge.bin", HUGE)
+    write(tmp_path / "other.bin", HUGE)
     with serving(app, static=[f"/m={tmp_path}"], files_readers=1) as running:
         with slow_client(running) as slow, running.connect() as waiting, running.connect() as idle:
             slow.send(b"GET /m/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n")
             slow.receive_until(b"\r\n\r\n")
             assert idle.get("/m/a.bin").body == b"a"
             with held_file_threads(running) as release:
-                waiting.send(b"GET /m/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n")
+                waiting.send(b"GET /m/other.bin HTTP/1.1\r\nHost: a\r\n\r\n")
                 eventually(lambda: file_pool(running).waiting() == 1)
                 running.server.stop()
                 eventually(lambda: running.server._loop._ctx.draining)
@@ -1946,3 +1951,65 @@ def test_a_client_that_leaves_in_the_middle_is_logged_with_what_it_was_sent(tmp_
         entry = running.log.wait_for(1)[0]
     assert (entry.status, entry.refusal) == (200, "client_disconnected")
     assert 100_000 <= entry.bytes_sent < len(HUGE)
+
+
+# --- what many ask for ---
+
+
+def test_a_file_that_many_load_is_open_once(tmp_path: Path) -> None:
+    write(tmp_path / "huge.bin", HUGE)
+    before = len(os.listdir("/proc/self/fd"))
+    with serving(app, static=[f"/m={tmp_path}"]) as running, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(slow_client(running)) for _ in range(10)]
+        for client in clients:
+            client.send(b"GET /m/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.receive_until(b"\r\n\r\n")
+        links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        assert links.count(str(tmp_path / "huge.bin")) == 1
+        for client in clients:
+            hurry(client)
+            assert client.receive_exactly(len(HUGE)) == HUGE
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_so_many_files_are_open_at_once_and_no_more(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number}.bin", HUGE)
+    with serving(app, static=[f"/m={tmp_path}"]) as running, contextlib.ExitStack() as stack:
+        files = static_files(running)
+        files._ctx = dataclasses.replace(files._ctx, max_open=2)
+        for number in range(2):
+            client = stack.enter_context(slow_client(running))
+            client.send(b"GET /m/%d.bin HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+            client.receive_until(b"\r\n\r\n")
+        with running.connect() as client:
+            assert client.get("/m/2.bin").status == 503
+            assert client.get("/m/1.bin", "Range: bytes=0-9").body == HUGE[:10], "it is open"
+
+
+def test_a_young_file_is_read_again_though_its_time_is_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "A", int(time.time()))
+    status = path.stat()
+    entries = Examiner((), 1 << 16, compresses=True)
+    place = Mounts([Mount.from_settings(StaticSettings(url="/m", directory=str(tmp_path)))]).find("/m/a.txt")
+    assert place is not None
+    old = entries.examine(place, "/m/a.txt", None)
+    assert not old.settled
+    path.write_text("B")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert entries.examine(place, "/m/a.txt", old).representations[0].body == b"B"
+    long_ago = status.st_mtime_ns - 10**10
+    os.utime(path, ns=(long_ago, long_ago))
+    old = entries.examine(place, "/m/a.txt", None)
+    assert old.settled
+    assert entries.examine(place, "/m/a.txt", old) is old
+
+
+def test_what_visitors_put_beside_a_file_is_not_sent_for_it_where_that_is_off(tmp_path: Path) -> None:
+    write(tmp_path / "page.html", "mine")
+    (tmp_path / "page.html.gz").write_bytes(gzip.compress(b"somebody else's"))
+    mount = {"url": "/m", "directory": str(tmp_path)}
+    for setting, expected in (("on", "gzip"), ("off", None)):
+        with serving(app, static=[mount | {"precompressed": setting}]) as running:
+            response = ask(running, "/m/page.html", "Accept-Encoding: gzip")
+            assert response.header("Content-Encoding") == expected

@@ -18,7 +18,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from hardserve.edge.admission import COMPLAINT_INTERVAL_S, Acceptor, AdmissionContext, Peer, Peers
 from hardserve.edge.clients import Clients
@@ -37,6 +37,10 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # Connections whose last request was refused that have a turn together. The others have the next ones, so that whoever
 # was not refused does not wait for all of a flood: the selector says again that they are ready.
 REFUSED_PER_TURN = 16
+
+# When a turn has taken so long, whoever is left has the next one, which begins with a look at who else is ready: a
+# hundred clients with long pipelines are a second of work.
+TURN_S = 0.01
 
 
 class Loop:
@@ -173,7 +177,7 @@ class Loop:
 
     def _do_ready(self, ready: list[tuple[selectors.SelectorKey, int]], now: float) -> None:
         refused = 0
-        for key, events in self._rotated(ready) if len(ready) > REFUSED_PER_TURN else ready:
+        for key, events in self._in_time(ready, now) if len(ready) > REFUSED_PER_TURN else ready:
             target = key.data
             if type(target) is not Connection:
                 try:
@@ -196,14 +200,27 @@ class Loop:
             self._ctx.give_way()
 
     def _read_on(self, unread: set[Connection], now: float) -> None:
-        """Have those read on whose transports have more inside than a selector tells of."""
-        for connection in unread:
+        """Have those read on whose transports have more inside than a selector tells of, as far as there is time."""
+        while unread:
+            connection = unread.pop()
             # A reading that was paused is taken up by `set_interest`.
             try:
                 if connection.phase is not CLOSED and connection.transport.pending():
                     connection.on_unread(now)
             except Exception:
                 self._give_up(connection)
+            if time.monotonic() - now > TURN_S:
+                self._unread |= unread
+                return
+
+    def _in_time(
+        self, ready: list[tuple[selectors.SelectorKey, int]], now: float
+    ) -> Iterator[tuple[selectors.SelectorKey, int]]:
+        """Yield of many that are ready those for which there is time in this turn."""
+        for each in self._rotated(ready):
+            yield each
+            if time.monotonic() - now > TURN_S:
+                return
 
     def _rotated(self, ready: list[tuple[selectors.SelectorKey, int]]) -> list[tuple[selectors.SelectorKey, int]]:
         """Have another one be the first in each turn: the selector may name them in the same order every time."""
@@ -216,7 +233,9 @@ class Loop:
         self._do_posted(now)  # what came meanwhile, a drain perhaps, goes before what is ready
 
     def _do_posted(self, now: float) -> None:
-        while self._woken:
+        for _ in range(len(self._woken)):
+            if time.monotonic() - now > TURN_S:
+                break
             connection = self._woken.popleft()
             try:
                 connection.settle(now)

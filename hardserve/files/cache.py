@@ -7,7 +7,12 @@ everybody asks for.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from hardserve.files.entries import Entry
+
+# So many are passed over for one that is put there, so that the I/O thread does not go through all of them at once.
+SECOND_CHANCES = 64
 
 
 class Cache:
@@ -18,7 +23,8 @@ class Cache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._entries: dict[str, Entry] = {}
+        # A plain dict finds its first key past all that were deleted before it, each time anew.
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._costs: dict[str, int] = {}
         self.get = self._entries.get  # every request for a file asks, and spares a call
 
@@ -34,10 +40,11 @@ class Cache:
         self._bytes += cost
         self._entries[path] = entry
         self._costs[path] = cost
+        chances = SECOND_CHANCES
         while self._bytes > self._max_bytes:
-            oldest = next(iter(self._entries))
-            candidate = self._entries.pop(oldest)
-            if candidate.used:
+            oldest, candidate = self._entries.popitem(last=False)
+            if candidate.used and chances:
+                chances -= 1
                 candidate.used = False
                 self._entries[oldest] = candidate
             else:

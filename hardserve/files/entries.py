@@ -34,6 +34,9 @@ WORTH = 0.9
 ENTRY_BYTES = 2048
 # How often a file is looked at that is replaced while it is: one that is renamed into its place is there the next time.
 ATTEMPTS = 4
+# File systems tell the time in ticks of milliseconds, some of seconds. A file that was written to so short a time ago
+# may be written to once more without its time changing: what is known of it proves nothing, and it is read again.
+TICK_NS = 2 * 10**9
 
 # Size, time of modification and of the last change to anything about it, and which file it is.
 Signature = tuple[int, int, int, int]
@@ -93,6 +96,7 @@ class Entry:
     withheld: bool = False  # names that are never served, whoever else might
     location: bool = False
     compressible: bool = False  # and nobody has done it before
+    settled: bool = True  # it was not written to just before it was looked at
     checked: float = 0.0
     used: bool = False  # since it was last considered for going
     tried: set[str] = field(default_factory=set)  # codings
@@ -177,10 +181,11 @@ class Examiner:
         kind = content_type(os.fsdecode(parts[-1]))
         compressible = is_compressible(kind)
         found = [("identity", parts, status)]
-        if compressible:
+        if compressible and mount.precompressed:
             found += self._siblings(mount, parts, status)
         signatures = [signature_of(each) for _, _, each in found]
-        if old is not None and old.signatures == signatures:
+        settled = all(abs(time.time_ns() - each.st_mtime_ns) > TICK_NS for _, _, each in found)
+        if old is not None and old.settled and old.signatures == signatures:
             return old
         compresses = self._compresses and compressible and len(found) == 1
         compresses = compresses and COMPRESS_MIN_BYTES <= status.st_size <= COMPRESS_MAX_BYTES
@@ -190,7 +195,7 @@ class Examiner:
             self._read(mount, names, self.represent(coding, names, signature_of(each), kind, cache_control, varies))
             for coding, names, each in found
         )
-        return Entry(mount, signatures, representations, compressible=compresses)
+        return Entry(mount, signatures, representations, compressible=compresses, settled=settled)
 
     def _siblings(
         self, mount: Mount, parts: tuple[bytes, ...], status: os.stat_result

@@ -18,9 +18,10 @@ from hardserve.http.paths import PathPattern, normalized
 from hardserve.settings import StaticSettings
 
 # What builds write before the suffix of scripts, styles and fonts: eight or more hexadecimal digits, letters and digits
-# both (`app.3f2a91c4.js`), or eight characters of base64 with a digit and a capital past the first (`index-BxK3aD9f.js`).
-# Not `bootstrap-carousel.js`, `api-Version2.js` or `report-20240131.js`, which are written over; and of those that are
-# hashes some are not seen, which costs a browser a question. Pictures and data have such names for other reasons.
+# both (`app.3f2a91c4.js`), or eight characters of base64, a digit and a capital past the first among them
+# (`index-BxK3aD9f.js`). Not `bootstrap-carousel.js`, `api-Version2.js` or `report-20240131.js`, which are written over;
+# and of those that are hashes some are not seen, which costs a browser a question. Pictures and data have such names
+# for other reasons.
 _HASHED = re.compile(
     r"[.-](?:(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}|(?=[^.]*[0-9])(?=.[^.]*[A-Z])[A-Za-z0-9_-]{8})"
     r"(?:\.(?:min|bundle|chunk))?\.(?:(?:js|mjs|css)(?:\.map)?|wasm|woff2?|ttf|otf)$"
@@ -47,6 +48,7 @@ class Mount:
     app_paths: Sequence[PathPattern] = field(default=())
     cache_control: str = "no-cache"
     immutable: str = "auto"
+    precompressed: bool = True
     internal: bool = False
 
     @classmethod
@@ -66,6 +68,7 @@ class Mount:
             app_paths=[PathPattern(text) for text in settings.app_paths],
             cache_control=_unless_off(settings.cache_control),
             immutable=settings.immutable,
+            precompressed=settings.precompressed == "on",
             internal=settings.internal == "on",
         )
 

@@ -16,18 +16,19 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from hardserve import refusals
 from hardserve.files.cache import Cache
-from hardserve.files.entries import Entry, Examiner, FileChangedError, Representation, signature_of
+from hardserve.files.entries import Entry, Examiner, FileChangedError, Representation, Signature, signature_of
 from hardserve.files.mounts import Mounts, Place
 from hardserve.http import encoders
-from hardserve.http.coding import best
+from hardserve.http.coding import ACCEPT_ENCODING_MAX, IDENTITY, best
 from hardserve.http.conditions import judge, range_applies
 from hardserve.http.mediatypes import content_type
 from hardserve.http.ranges import Multipart, Span, content_range, unsatisfied, wanted
@@ -73,6 +74,7 @@ class Asker(Protocol):
     def will_close(self, request: Any, /) -> bool: ...
     def await_file(self, now: float, /) -> None: ...
     def awaits(self, request: Any, /) -> bool: ...
+    def client_gone(self) -> bool: ...
     def pass_on(self, request: Any, now: float, /) -> None: ...
     def decided(self, request: Any, refusal: Refusal | None, now: float, /) -> None: ...
     def answer(
@@ -130,6 +132,11 @@ class _Waiting:
             self._forget()
             self._forget_at = max(FORGET_AT, 2 * len(self._askers))
 
+    @property
+    def forsaken(self) -> bool:
+        """Whether all who have asked have gone. Any thread: whoever asks in this moment may be missed."""
+        return bool(self._askers) and not any(_stays(asker) for asker, _ in list(self._askers))
+
     def take(self) -> list[tuple[Asker, Asked]]:
         """Return those who still wait, and have them wait no longer."""
         self._forget()
@@ -150,6 +157,7 @@ class FileContext:
     plan: Callable[[float, Callable[[float], None]], None]  # one at a moment (monotonic seconds)
     submit: Submit
     submit_compression: Compress  # which takes long, and must not hold up whoever waits for a file
+    max_open: int  # files at once, besides those that the app sends
     responded: Callable[[Any, int], None]  # a request's `rate_slots`, and the status that is about to leave
     outcome: Callable[[Any, Any, int, int, str], None]  # asker, request, status, bytes that left, reason if not all
 
@@ -169,6 +177,9 @@ class StaticFiles:
         self._looking: dict[str, _Waiting] = {}  # who waits for what is being looked at
         self._codings: dict[tuple[str, tuple[str, ...]], str] = {}
         self._complained_at = -math.inf
+        # Those that are being sent: whoever asks for one of them is sent the same, so that a popular one takes one
+        # descriptor, however many load it.
+        self._open_files: WeakValueDictionary[tuple[str, Signature], SharedFile] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<StaticFiles {self._mounts!r} {self._cache!r} {len(self._looking)} being looked at>"
@@ -208,18 +219,23 @@ class StaticFiles:
         if waiting is None:
             old = self._cache.get(path)
 
-            def done(result: Entry | BaseException) -> None:
-                self._ctx.post(partial(self._looked, path, result))
+            def done(result: Entry | BaseException | None) -> None:
+                self._ctx.post(partial(self._looked, path, place, result))
 
-            if not self._ctx.submit(place.mount.url, partial(self._examiner.examine, place, path, old), done):
+            waiting = _Waiting()
+            if not self._ctx.submit(place.mount.url, partial(self._examine, waiting, place, path, old), done):
                 # What was there a moment ago is better than nothing.
                 return refusals.FILES_BUSY if old is None else self._respond(asker, request, path, old, now)
-            waiting = self._looking[path] = _Waiting()
+            self._looking[path] = waiting
             if old is not None:
                 self._ctx.plan(now + PATIENCE_S, partial(self._look_no_longer, path, waiting, old))
         waiting.add(asker, request)
         asker.await_file(now)
         return True
+
+    def _examine(self, waiting: _Waiting, place: Place, path: str, old: Entry | None) -> Entry | None:
+        """Find out what is there, None if nobody waits for it any more. File thread."""
+        return None if waiting.forsaken else self._examiner.examine(place, path, old)
 
     def _look_no_longer(self, path: str, waiting: _Waiting, old: Entry, now: float) -> None:
         """Answer those who wait with what was there a moment ago, until the storage, which hangs, says otherwise."""
@@ -227,9 +243,13 @@ class StaticFiles:
             for asker, request in waiting.take():
                 self._go_on(asker, request, self._respond(asker, request, path, old, now), now)
 
-    def _looked(self, path: str, result: Entry | BaseException, now: float) -> None:
+    def _looked(self, path: str, place: Place, result: Entry | BaseException | None, now: float) -> None:
         waiting = self._looking.pop(path)
         refusal = None
+        if result is None:
+            for asker, request in waiting.take():  # who came when all others had gone
+                self._go_on(asker, request, self._look(asker, request, path, place, now), now)
+            return
         if isinstance(result, BaseException):
             self._cache.discard(path)
             refusal = self._failed(path, result, now)
@@ -289,7 +309,7 @@ class StaticFiles:
         representation = entry.representations[0]
         headers = request.headers
         if (entry.compressible or len(entry.representations) > 1) and "HTTP_ACCEPT_ENCODING" in headers:
-            representation = self._choose(path, entry, headers["HTTP_ACCEPT_ENCODING"])
+            representation = self._choose(path, entry, headers)
         status = _precondition(request, representation) if _CONDITIONS & headers.keys() else 0
         if status == 304:
             return self._send(asker, request, representation.not_modified, 304, now)
@@ -377,9 +397,10 @@ class StaticFiles:
 
     # --- codings ---
 
-    def _choose(self, path: str, entry: Entry, accept_encoding: str) -> Representation:
+    def _choose(self, path: str, entry: Entry, headers: Mapping[str, str]) -> Representation:
         """Return what a client likes best of what there is, and have made what it would have liked better."""
-        if entry.compressible:
+        accept_encoding = headers["HTTP_ACCEPT_ENCODING"]
+        if entry.compressible and entry.settled and "HTTP_RANGE" not in headers:
             offers = encoders.available()
             coding = self._best(accept_encoding, offers)
             # What is not kept would be compressed for nobody, at every request.
@@ -392,6 +413,8 @@ class StaticFiles:
         return entry.representations[1 + codings.index(coding)]
 
     def _best(self, accept_encoding: str, offers: tuple[str, ...]) -> str:
+        if len(accept_encoding) > ACCEPT_ENCODING_MAX:
+            return IDENTITY
         key = accept_encoding, offers
         coding = self._codings.get(key)
         if coding is None:
@@ -426,6 +449,12 @@ class StaticFiles:
         self, asker: Asker, request: Asked, path: str, entry: Entry, representation: Representation, now: float
     ) -> Taken:
         """Have a file opened, and sent by the connection."""
+        shared = self._open_files.get((path, representation.signature))
+        if shared is not None and shared.holds():
+            self._send_file(asker, request, representation, shared, now)
+            return True
+        if len(self._open_files) >= self._ctx.max_open:
+            return refusals.FILES_BUSY
 
         def job() -> SharedFile:
             file = entry.mount.tree.open(representation.parts)
@@ -438,10 +467,9 @@ class StaticFiles:
             self._ctx.post(partial(self._opened, asker, request, path, representation, result))
 
         request.file_tries += 1
-        asker.await_file(now)  # before anybody asks whether it still waits
-        wanted = partial(asker.awaits, request)
-        if request.file_tries > MAX_TRIES or not self._ctx.submit(entry.mount.url, job, done, wanted):
-            asker.decided(request, refusals.FILES_BUSY, now)
+        if request.file_tries > MAX_TRIES or not self._ctx.submit(entry.mount.url, job, done, lambda: _stays(asker)):
+            return refusals.FILES_BUSY
+        asker.await_file(now)
         return True
 
     def _opened(
@@ -467,6 +495,13 @@ class StaticFiles:
         if isinstance(result, BaseException):
             asker.decided(request, self._failed(path, result, now), now)
             return
+        self._open_files[path, representation.signature] = result
+        self._send_file(asker, request, representation, result, now)
+
+    def _send_file(
+        self, asker: Asker, request: Asked, representation: Representation, file: SharedFile, now: float
+    ) -> None:
+        """Send an open file, or parts of it, and let go of it."""
         try:
             spans = _spans(request, representation)
             if spans:
@@ -474,10 +509,10 @@ class StaticFiles:
                 status = 206
             else:
                 head, parts, status = representation.ok, [Span(0, representation.size)], 200
-            file = [part if isinstance(part, bytes) else FilePart(result, part.start, part.end) for part in parts]
-            self._send(asker, request, head, status, now, file=file)
+            body = [part if isinstance(part, bytes) else FilePart(file, part.start, part.end) for part in parts]
+            self._send(asker, request, head, status, now, file=body)
         finally:
-            result.release()
+            file.release()
 
 
 def _precondition(request: Asked, representation: Representation) -> int:
@@ -521,6 +556,10 @@ def _partial_content(representation: Representation, spans: Sequence[Span]) -> t
         status_line, f"Content-Type: {multipart.content_type}", f"Content-Length: {multipart.length}"
     )
     return head, multipart.parts()
+
+
+def _stays(asker: Asker) -> bool:
+    return not asker.client_gone()
 
 
 def _size(part: bytes | FilePart) -> int:

@@ -1,8 +1,8 @@
 """What is an app's own and nobody else's: its modules, templates, settings and databases, as far as that can be told.
 
-For the check that none of it lies in a folder that is served. What is the app's is told by where its modules are: below
-the package of the app all Python is, imported or not; beside a module that is in no package, only what is imported. What
-is installed (site-packages) or Python's own is the app's in neither case.
+For the check that none of it lies in a folder that is served. What is the app's is told by where its modules are: in
+its package all Python is, imported or not; beside a module that is in no package, only what is imported. What is
+installed there (site-packages), or Python's own, is not.
 
 Main thread, at start. Only looks, and imports neither Flask nor Werkzeug.
 """

@@ -70,8 +70,8 @@ _VARIABLE = re.compile(r"<[^<>]*>")  # in a rule
 _MAX_LAYERS = 64  # as in production: one inside another, without end, is no middleware
 
 # What to do about a folder that is left to the app; {flags} and {paths} are those of the folders in question.
-_ALWAYS = 'To have it served from here: {flags}; or, for all such folders: files.auto = "always"'
-_SECTION = "To have it served from here: {paths}, with the URL that it has"
+_ALWAYS = 'If that does not matter, have it served from here: {flags}; or all such folders: files.auto = "always"'
+_SECTION = "To have it served from here: {paths}, with the URL that it has, or a [[static]] section"
 _APP_PATHS = "To have it served from here, name it in a [[static]] section, with what the app must answer in app_paths"
 _OWN_URL = "Give one of them a url_prefix or a static_url_path of its own"
 
@@ -92,7 +92,7 @@ class AppStatic:
 
 @dataclass(frozen=True, slots=True)
 class AppFolder:
-    """A static folder, whoever serves it. `paths` is a pattern of the paths that the app has for it, "*" for anything."""
+    """A static folder, whoever serves it. `paths` is a pattern of the app's paths for it: "*" stands for anything."""
 
     url: str
     paths: str

@@ -29,7 +29,7 @@ HOP_BY_HOP = frozenset(
 )
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _LINE_END = re.compile(r"[\r\n\0]")
-BODILESS = frozenset({"204", "304"})
+BODILESS = frozenset({"204", "205", "304"})
 
 # What a field name is to us, as a bit: those of `BITS`, and past them, these. Most names are nothing, which is 0.
 _LENGTH, _HOP, _NAMED, _DATE, _REQUEST_ID = (max(BITS.values()) << shift for shift in range(1, 6))
@@ -108,6 +108,8 @@ def check_head(status: str, headers: list[tuple[str, str]], *, method: str) -> H
                 continue
             head.seen |= own_bits(name.lower(), value) or kind
         head.lines.append(f"{name}: {value}")
+    if bodiless and status.startswith("205"):
+        head.length = 0  # RFC 9110 15.3.6
     return head
 
 

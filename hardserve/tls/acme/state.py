@@ -258,7 +258,7 @@ class StateDirectory:
             return None
         try:
             return kind(**{field.name: _FIELD[str(field.type)](content[field.name]) for field in fields(kind)})
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             self._warn(path, "it is not as hardserve has written it")
             return None
 
