@@ -957,6 +957,8 @@ def test_413_can_be_read_while_the_client_still_sends_5_mb() -> None:
 class Wire:
     """A transport that takes what `room` allows, and does `meanwhile` inside a send."""
 
+    wants_write = False
+
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room
         self.sent = b""
@@ -994,6 +996,12 @@ class Wire:
         self.room -= taken
         self.sent += bytes(data[:taken])
         return taken
+
+    def pending(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        raise AssertionError("nothing is left over")
 
     def unacknowledged(self) -> int:
         return self.kernel_holds

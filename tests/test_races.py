@@ -31,8 +31,8 @@ from hardserve.edge.transport import HeldCalls, PlainTransport
 from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock
 from hardserve.refusals import QUEUE_DEADLINE, SLOWEST_READER, Refusal
-from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.context import AppContext
+from hardserve.wsgi.interrupt import AbandonedError, Interruptible
 from hardserve.wsgi.task import Task
 from tests.support import PATIENCE_S, Client, Running, edge_context, serving, switching_often
 
@@ -43,6 +43,8 @@ GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 class ScriptedTransport:
     """Takes `room` bytes and then no more; `in_send` is called once, in the middle of a send."""
+
+    wants_write = False
 
     def __init__(self) -> None:
         self.incoming: deque[bytes] = deque()
@@ -75,6 +77,12 @@ class ScriptedTransport:
         if not self.room and not self.ends:
             return None
         return self.send(os.pread(descriptor, min(count, self.room), offset))
+
+    def pending(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        raise AssertionError("nothing is left over")
 
     def unacknowledged(self) -> int:
         return 0
