@@ -348,10 +348,13 @@ class _Merge:
         if tls.client_ca != "none" and tls.client_certificates == "off":
             yield f'{self.where["tls.client_ca"]}: expected also tls.client_certificates, "optional" or "required"'
         if settings.server.tls == "on" and not settings.has_certificate:
-            yield f"{self.where['server.tls']} = \"on\": expected also tls.certificate, or a [[certificate]]"
+            yield f'{self.where["server.tls"]} = "on": expected also tls.certificate, or a [[certificate]]'
         if settings.server.tls == "self-signed" and settings.has_certificate:
             given = self.where.get("tls.certificate") or self.where["certificate[0].certificate"]
-            yield f"{self.where['server.tls']} = \"self-signed\": expected no other certificate, but there is {given}"
+            yield f'{self.where["server.tls"]} = "self-signed": expected no other certificate, but there is {given}'
+        yield from self._lacking_tls(settings)
+
+    def _lacking_tls(self, settings: Settings) -> Iterator[str]:
         if not settings.serves_tls:
             for key in ("server.redirect", "tls.hsts", "tls.client_certificates"):
                 if self._is_set(key, settings):

@@ -37,6 +37,10 @@ BAD_VERSION = Refusal(
 )
 TLS_ON_PLAIN_PORT = Refusal("tls_on_plain_port", 400, "This port speaks plain HTTP, not HTTPS.", True, "RFC 9112 2.2")
 PLAIN_ON_TLS_PORT = Refusal("plain_on_tls_port", 400, "This port speaks HTTPS, not plain HTTP.", True, "RFC 9112 2.2")
+REDIRECTED = Refusal("redirected", 301, "This site is served over HTTPS.", False, "RFC 9110 15.4.2", logging.DEBUG)
+REDIRECTED_AS_IT_IS = Refusal(
+    "redirected_as_it_is", 308, "This site is served over HTTPS.", False, "RFC 9110 15.4.9", logging.DEBUG
+)
 BAD_METHOD = Refusal("bad_method", 501, "This method is not served here.", True, "RFC 9110 15.6.2")
 BAD_HEADER = Refusal("bad_header", 400, "A header field is malformed.", True, "RFC 9112 5", offence=True)
 BAD_HOST = Refusal("bad_host", 400, "A request needs exactly one valid Host header field.", True, "RFC 9112 3.2")

@@ -419,10 +419,18 @@ def _methods(raw: object) -> tuple[str, ...]:
 
 
 def refusal_statuses() -> tuple[int, ...]:
-    """Return every status with which a request may be refused."""
+    """Return every status with which a request may be refused, and not just sent elsewhere."""
     from hardserve import refusals  # noqa: PLC0415 - it imports logging, and the command starts sooner without
 
-    return tuple(sorted({each.status for each in vars(refusals).values() if isinstance(each, refusals.Refusal)}))
+    return tuple(
+        sorted(
+            {
+                each.status
+                for each in vars(refusals).values()
+                if isinstance(each, refusals.Refusal) and each.status >= 400
+            }
+        )
+    )
 
 
 def plain(kind: Kind, value: Any) -> str:

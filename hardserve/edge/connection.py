@@ -503,6 +503,9 @@ class Connection(Sending):
         request.request_id = request.request_id or new_request_id()
         if request.rate_slots is not None:
             self._ctx.responded(request.rate_slots, refusal.status)
+        fields = request.refusal_fields
+        if self._ctx.tls_fields and self.tls is not None:
+            fields += self._ctx.tls_fields
         answer = self._ctx.pages.response(
             refusal,
             accept=request.headers.get("HTTP_ACCEPT", ""),
@@ -510,7 +513,7 @@ class Connection(Sending):
             date=self._ctx.date.text(),
             head_only=request.command == "HEAD",
             close=close,
-            fields=request.refusal_fields,
+            fields=fields,
         )
         alive = self._send(answer, now)
         self._ctx.log_refusal(self, request, refusal, len(answer))

@@ -94,6 +94,7 @@ class EdgeContext:
     # A TLS transport over a plain one of a listener, and what was read of it before. None where there is no TLS.
     secure: Callable[[PlainTransport, bytes], TlsTransport] | None = None
     log_handshake: Callable[[Connection, str], None] = lambda *_: None  # why one failed
+    tls_fields: bytes = b""  # header lines of refusals over TLS
     draining: bool = False
     downloads: set[Sending] = field(default_factory=set)  # connections whose files are on their way; I/O thread
     page_cache: PageCache = field(default_factory=PageCache)
