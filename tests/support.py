@@ -115,8 +115,13 @@ class TlsSocket:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._lock = threading.Lock()
-        while not self._shakes_hands():
-            self._take(65536)
+        try:
+            while not self._shakes_hands():
+                if not self._take(65536):
+                    raise ConnectionError("closed during the handshake")
+        except BaseException:
+            raw.close()
+            raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)

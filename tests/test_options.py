@@ -1165,7 +1165,8 @@ PAGE = "[[error_page]]\nstatus = 413\nfile = '{}'\n"
 
 def test_a_page_is_for_a_status_that_somebody_can_be_refused_with(tmp_path: Path) -> None:
     (tmp_path / "p.html").touch()
-    for status in {value.status for value in vars(refusals).values() if isinstance(value, refusals.Refusal)} - {301, 308}:
+    declared = {value.status for value in vars(refusals).values() if isinstance(value, refusals.Refusal)}
+    for status in declared - {301, 308}:
         (tmp_path / "hardserve.toml").write_text(f"[[error_page]]\nstatus = {status}\nfile = 'p.html'\n")
         assert resolve(environ={}, directory=tmp_path).settings.error_page[0].status == status
     (tmp_path / "hardserve.toml").write_text("[[error_page]]\nstatus = 418\nfile = 'p.html'\n")

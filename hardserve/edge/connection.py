@@ -674,7 +674,8 @@ class Connection(Sending):
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""
         with self.lock:
-            if self.phase is IDLE and self.outbox is None:
+            silent = isinstance(self.transport, TlsTransport) and not self.transport.begun
+            if (self.phase is IDLE and self.outbox is None) or (self.phase is HANDSHAKE and silent):
                 self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
         # A busy one will be given a shorter deadline by `finish` than the one it is filed under.
         self._watch(now)

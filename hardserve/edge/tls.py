@@ -305,6 +305,11 @@ class TlsTransport:
             self._outcome = error
 
     @property
+    def begun(self) -> bool:
+        """Whether anything of the handshake has arrived. I/O thread."""
+        return self._shake_bytes > 0
+
+    @property
     def computing(self) -> bool:
         """Whether `compute` is due or running, so that nothing else may be called but `close`. I/O thread."""
         return self._computing and self._outcome is None
