@@ -118,7 +118,7 @@ class TlsSocket:
         try:
             while not self._shakes_hands():
                 if not self._take(65536):
-                    raise ConnectionError("closed during the handshake")
+                    raise ConnectionError("closed during the handshake")  # noqa: TRY301
         except BaseException:
             raw.close()
             raise
@@ -195,6 +195,11 @@ class _Transport:
     """What `serving` speaks unless a test says otherwise."""
 
     tls = os.environ.get("HARDSERVE_TEST_TRANSPORT") == "tls"
+
+
+def spoken(connected: socket.socket) -> Any:
+    """Return a connected socket as `serving` speaks on it."""
+    return TlsSocket(connected) if _Transport.tls else connected
 
 
 @contextlib.contextmanager

@@ -505,7 +505,7 @@ def test_the_command_ends_with_78_and_says_where_the_file_is_named(tmp_path: Pat
         ('[server]\ntls = "on"\n', 'hardserve.toml:2: server.tls = "on": expected also tls.certificate'),
         (
             '[server]\ntls = "self-signed"\n[[certificate]]\ncertificate = "./c.pem"\nkey = "./k.pem"\n',
-            'hardserve.toml:2: server.tls = "self-signed": expected no other certificate, but there is hardserve.toml:4',
+            'hardserve.toml:2: server.tls = "self-signed": expected no other certificate, but there is hardserve.toml',
         ),
         ('[server]\nredirect = "127.0.0.1:0"\n', "hardserve.toml:2: server.redirect: expected also a tls.certificate"),
         ('[tls]\nhsts = "1h"\n', "hardserve.toml:2: tls.hsts: expected also a tls.certificate"),
