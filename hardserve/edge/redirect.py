@@ -29,7 +29,7 @@ class Redirect:
         self._knows = knows
 
     def __repr__(self) -> str:
-        return f"<Redirect to port {self._port or '443'}>"
+        return f"<Redirect to port {self._port[1:] or 443}>"
 
     def refusal(self, request: Request) -> Refusal:
         """Return what a request that came in plain is answered; set where it is sent to."""
