@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,10 @@ from flask import Flask, request, send_file
 
 from hardserve.configfiles import SettingsError
 from hardserve.options import from_keywords, resolve
+from hardserve.record import MAX_REASONS, Record
 from hardserve.securing import state_directory
 from hardserve.server import Server
+from hardserve.settings import BanSettings
 from hardserve.tls import upkeep
 from hardserve.tls.policy import PairFiles
 from tests.certs import Authority, client_context
@@ -339,6 +342,17 @@ def test_handshakes_that_fail_are_summed_up(tmp_path: Path, caplog: pytest.LogCa
     assert lines[0] == "1 connection closed: handshake_failed (the client says: unknown ca), 127.0.0.1"
     assert lines[1].startswith("19 connections closed: handshake_failed (the client says: unknown ca), 127.0.0.1")
     assert len(lines) == 2
+
+
+def test_reasons_that_a_stranger_thinks_up_are_few_in_the_log(tmp_path: Path) -> None:
+    record = Record(RecordingAccessLog(), BanSettings())
+    somebody: Any = SimpleNamespace(client="192.0.2.1", peer=("192.0.2.1", 1))
+    record.loop = SimpleNamespace(watch=lambda *_: None)  # type: ignore[assignment]
+    for number in range(1000):
+        record.handshake(somebody, f"reason {number}")
+    totals = record._refusal_log.totals()
+    assert len(totals) == MAX_REASONS + 1
+    assert totals["handshake_failed (other reasons)"] == 1000 - MAX_REASONS
 
 
 # --- replaced while it runs ---
