@@ -21,7 +21,7 @@ from hardserve.loader.statics import AppFolder, AppStatic, all_folders, static_d
 from hardserve.values import show
 
 if TYPE_CHECKING:
-    from hardserve.settings import Settings, StaticSettings
+    from hardserve.settings import RouteSettings, Settings, StaticSettings
 
 logger = logging.getLogger("hardserve")
 
@@ -46,6 +46,7 @@ def mounts_of(app: object, settings: Settings) -> Mounts:
             problems.append(f"{where}: {WAY_OUT}")
     if problems:
         raise SettingsError(problems)
+    _warn_of_rules_for_one_file(settings.route, [static for _, static in configured if static.internal != "on"])
     taken = [static.url for _, static in configured]
     served = [] if settings.files.auto == "off" else list(_of_app(app, taken, app_files, settings.files.auto))
     kept = {static.url for _, static in configured if static.internal != "on"} | {folder.url for folder in served}
@@ -75,6 +76,38 @@ def _configured(settings: Settings) -> Iterator[tuple[str, StaticSettings]]:
         yield f"static = {show(text)}", short_form(text)
     for index, static in enumerate(settings.static):
         yield f"static[{index}].directory = {show(static.directory)}", static
+
+
+def _warn_of_rules_for_one_file(routes: Sequence[RouteSettings], statics: Sequence[StaticSettings]) -> None:
+    """Say which rules on a file do not hold for all paths that it is sent for: it may be an index, or a fallback."""
+    for route in routes:
+        directory, _, name = route.path.rpartition("/")
+        if name == "off" or not (route.allow or route.deny or route.allowed_methods or route.auth):
+            continue
+        for static in _around(route.path, statics):
+            others = [f"{directory}/"] if name == static.index else []
+            # The fallback lies at the root, and a pattern may mean that, too.
+            if name == static.fallback and ("*" in directory or directory == static.url.rstrip("/")):
+                others.append(f"paths in {static.url} that no file has")
+            if others:
+                logger.warning(
+                    "the rules of the route %s do not hold for %s, where the same file is sent: use path = %s",
+                    show(route.path),
+                    " and ".join(others),
+                    show(f"{directory}/*"),
+                )
+                break
+
+
+def _around(path: str, statics: Sequence[StaticSettings]) -> Sequence[StaticSettings]:
+    """Return what the operator serves where a path, or a pattern of paths, may be."""
+    fixed, star, _ = path.partition("*")
+    prefixes = [(f"{static.url.rstrip('/')}/", static) for static in statics]
+    inside = [(prefix, static) for prefix, static in prefixes if fixed.startswith(prefix)]
+    if star:
+        return [static for prefix, static in prefixes if fixed.startswith(prefix) or prefix.startswith(fixed)]
+    # Of several, the one with the longest URL has it.
+    return [max(inside, key=lambda found: len(found[0]))[1]] if inside else []
 
 
 def _of_app(app: object, taken: Sequence[str], app_files: AppFiles, auto: str) -> Iterator[AppStatic]:

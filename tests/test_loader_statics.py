@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import types
+from abc import ABC
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +16,19 @@ import dash
 import flask
 import httpbin
 import pytest
+import werkzeug
 from flask import Blueprint, Flask, abort, url_for
+from flask.ctx import _AppCtxGlobals
+from flask.sessions import SecureCookieSessionInterface, SessionInterface
 from hypothesis import given
 from hypothesis import strategies as st
+from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, Map
 
 from hardserve.loader import statics
+from hardserve.loader.bodycap import give_body_cap
 from hardserve.loader.statics import AppFolder, AppStatic, all_folders, static_directories, static_folders
 
 FILE = "deep/a file.css"
@@ -459,7 +466,213 @@ def test_a_known_hook_is_one_for_each_extension_and_no_more() -> None:
         "flask_login",
         "flask_wtf",
         "flask_compress",
+        "flask_session",
+        "sentry_sdk",
     }
+
+
+# Classes that Flask is told to use, and signals
+
+
+def refuses(app: Flask) -> bool:
+    """Tell whether the app does not answer with the file."""
+
+    def ask() -> bool:
+        try:
+            with app.test_client().get(f"/static/{FILE}") as answer:
+                return answer.status_code != 200
+        except (HTTPException, LookupError):  # before Flask would catch it
+            return True
+
+    return contextvars.copy_context().run(ask)  # Flask may not come to take back what it has pushed
+
+
+def refuse(*args: Any, response: flask.Response | None = None, **kwargs: Any) -> Any:
+    if response is not None:
+        response.close()
+    abort(403)
+
+
+class RefusingRequest(flask.Request):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse()
+
+
+class RequestOfFewHosts(flask.Request):
+    trusted_hosts = ["shop.example"]  # noqa: RUF012
+
+
+class RefusingResponse(flask.Response):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.status_code = 403
+
+
+class RefusingSessions(SecureCookieSessionInterface):
+    def open_session(self, app: Flask, request: flask.Request) -> Any:
+        refuse()
+
+
+class RefusingGlobals(_AppCtxGlobals):
+    def __init__(self) -> None:
+        refuse()
+
+
+class RefusingMap(Map):
+    def bind_to_environ(self, *args: Any, **kwargs: Any) -> Any:
+        refuse()
+
+
+CLASSES = {
+    "request_class": RefusingRequest,
+    "response_class": RefusingResponse,
+    "session_interface": RefusingSessions(),
+    "app_ctx_globals_class": RefusingGlobals,
+}
+
+
+@pytest.mark.parametrize("by_subclass", [False, True], ids=["set on the app", "of a subclass"])
+@pytest.mark.parametrize("attribute", list(CLASSES))
+def test_a_class_of_the_apps_own_leaves_the_folder_to_it(tmp_path: Path, attribute: str, by_subclass: bool) -> None:
+    value: Any = CLASSES[attribute]
+    app = make_app(tmp_path, type("Shop", (Flask,), {attribute: value}) if by_subclass else Flask)
+    if not by_subclass:
+        setattr(app, attribute, value)
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    assert refuses(app)
+    assert_left(app, f"{attribute}, {__name__}.{name},", "would not be used", always=True)
+    give_body_cap(app)
+    assert_left(app, f"{attribute}, {__name__}.{name},", always=True)
+
+
+def test_a_map_of_the_apps_own_may_route_by_anything(tmp_path: Path) -> None:
+    app = make_app(tmp_path, type("Shop", (Flask,), {"url_map_class": RefusingMap}))
+    assert refuses(app)
+    assert_left(app, f"url_map, {__name__}.RefusingMap,", "route by more than the path", always=False)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "method"), [("url_map", "bind_to_environ"), ("session_interface", "open_session")]
+)
+def test_a_method_that_is_set_on_what_flask_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attribute: str, method: str
+) -> None:
+    app = make_app(tmp_path)
+    monkeypatch.setattr(getattr(app, attribute), method, refuse)
+    assert refuses(app)
+    assert_left(app, attribute, method, always=attribute != "url_map")
+
+
+def test_a_method_that_is_patched_in_what_flask_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(tmp_path)
+    original = werkzeug.Request.__init__
+
+    @functools.wraps(original)
+    def patched(*args: Any, **kwargs: Any) -> None:
+        refuse()
+
+    monkeypatch.setattr(werkzeug.Request, "__init__", patched)
+    assert refuses(app)
+    assert_left(app, "request_class, werkzeug.wrappers.request.Request.__init__,", always=True)
+
+
+def test_hosts_that_requests_are_held_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(tmp_path)
+    monkeypatch.setattr(app.request_class, "trusted_hosts", ["shop.example"])
+    assert refuses(app)
+    assert_left(app, "flask.wrappers.Request has trusted_hosts", always=True)
+    give_body_cap(app)
+    assert_left(app, "trusted_hosts", always=True)
+    app.config["TRUSTED_HOSTS"] = ["localhost"]  # counts more, and the server knows of it
+    assert not refuses(app)
+    assert urls(app) == ["/static"]
+
+
+def test_what_the_server_puts_before_a_request_class_is_seen_through(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    give_body_cap(app)
+    assert app.request_class is not flask.Request
+    assert urls(app) == ["/static"]
+
+    class Below(app.request_class):  # type: ignore[name-defined, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            refuse()
+
+    app.request_class = Below
+    assert refuses(app)
+    assert_left(app, "Below", always=True)
+
+
+def test_a_session_interface_that_is_known(tmp_path: Path) -> None:
+    """Flask-Session's are, and a class that is made of one is not."""
+    base = type("ServerSideSessionInterface", (SessionInterface, ABC), {"__module__": "flask_session.base"})
+    known = type("RedisSessionInterface", (base,), {"__module__": "flask_session.redis.redis"})
+    app = make_app(tmp_path)
+    app.session_interface = known()
+    assert urls(app) == ["/static"]
+    app.session_interface = type("Own", (known,), {"__module__": __name__})()
+    assert_left(app, f"{__name__}.Own", always=True)
+
+
+SIGNALS = {
+    "appcontext_pushed": "may be access control",
+    "request_started": "may be access control",
+    "request_finished": "would not see the responses",
+}
+
+
+@pytest.mark.parametrize("of_all", [False, True], ids=["of this app", "of any app"])
+@pytest.mark.parametrize("name", list(SIGNALS))
+def test_a_receiver_of_a_signal_leaves_the_folder_to_the_app(tmp_path: Path, name: str, of_all: bool) -> None:
+    app = make_app(tmp_path)
+    signal: Any = getattr(flask, name)
+    with signal.connected_to(refuse, *([] if of_all else [app])):
+        assert refuses(app)
+        assert_left(app, f"{name} receiver {__name__}.refuse would not be called", SIGNALS[name], always=True)
+    assert urls(app) == ["/static"]
+
+
+def test_a_receiver_of_another_app_is_none_of_this_one(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    other = Flask("other")
+    with flask.request_started.connected_to(refuse, other):
+        assert urls(app) == ["/static"]
+        assert not refuses(app)
+
+
+@pytest.mark.parametrize(
+    "name", ["got_request_exception", "request_tearing_down", "appcontext_tearing_down", "appcontext_popped"]
+)
+def test_a_receiver_that_a_file_does_not_meet_before_its_answer(tmp_path: Path, name: str) -> None:
+    app = make_app(tmp_path)
+    with getattr(flask, name).connected_to(lambda sender, **more: None, app):
+        assert urls(app) == ["/static"]
+
+
+def test_sentry_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes around Flask's __call__, which is looked at behind it."""
+
+    def patch(inner: Any) -> None:
+        def call(self: Flask, environ: Any, start_response: Any) -> Any:
+            return inner(self, environ, start_response)
+
+        name = "FlaskIntegration.setup_once.<locals>.sentry_patched_wsgi_app"
+        made = types.FunctionType(
+            call.__code__, {"__name__": "sentry_sdk.integrations.flask"}, closure=call.__closure__
+        )
+        made.__qualname__ = name
+        monkeypatch.setattr(Flask, "__call__", made)
+
+    original = Flask.__call__
+    app = make_app(tmp_path)
+    started = from_module("sentry_sdk.integrations.flask", "_request_started", lambda sender, **more: None)
+    with flask.request_started.connected_to(started):
+        patch(original)
+        assert urls(app) == ["/static"]
+        assert not refuses(app)
+        patch(middleware(original))
+        assert_left(app, "__call__", always=True)
 
 
 class SendsItself(Flask):
@@ -475,6 +688,26 @@ class KeepsLonger(Flask):
 class Dispatches(Flask):
     def dispatch_request(self) -> Any:
         abort(403)
+
+
+class SetsSync(Flask):
+    def ensure_sync(self, func: Any) -> Any:
+        return lambda **values: abort(403)
+
+
+class HasContext(Flask):
+    def app_context(self) -> Any:
+        abort(403)
+
+
+class FindsFolder(Flask):
+    @property
+    def static_folder(self) -> str | None:
+        return super().static_folder
+
+    @static_folder.setter
+    def static_folder(self, value: Any) -> None:
+        self._static_folder = value
 
 
 class IsCalled(Flask):
@@ -497,6 +730,9 @@ class Plain(Flask):
         (SendsItself, "send_static_file"),
         (KeepsLonger, "get_send_file_max_age"),
         (Dispatches, "dispatch_request"),
+        (SetsSync, "ensure_sync"),
+        (HasContext, "app_context"),
+        (FindsFolder, "static_folder"),
         (IsCalled, "__call__"),
         (HasWsgiApp, "wsgi_app"),
     ],
@@ -517,7 +753,30 @@ def test_a_subclass_that_routes_itself_is_not_even_served_always(tmp_path: Path)
     assert_left(make_app(tmp_path, Routes), "create_url_adapter", always=False)
 
 
-@pytest.mark.parametrize("name", ["__call__", "wsgi_app", "send_static_file", "process_response"])
+def test_nor_one_that_is_told_to(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    app.create_url_adapter = refuse  # type: ignore[method-assign]
+    assert refuses(app)
+    assert_left(app, "create_url_adapter", always=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__call__",
+        "wsgi_app",
+        "request_context",
+        "app_context",
+        "full_dispatch_request",
+        "preprocess_request",
+        "dispatch_request",
+        "ensure_sync",
+        "make_response",
+        "finalize_request",
+        "process_response",
+        "send_static_file",
+    ],
+)
 def test_flask_itself_patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """As tools do that watch an app: `functools.wraps` makes the method look like the one that it goes around."""
     original = getattr(Flask, name)

@@ -299,6 +299,97 @@ def test_a_mount_that_went_away_since_the_settings_were_read(tmp_path: Path) -> 
     assert list(caught.value.problems) == [f'static[0].directory = "{tmp_path}/m": No such file or directory']
 
 
+# --- rules on one file ---
+
+
+@pytest.mark.parametrize(
+    ("path", "static", "others", "instead"),
+    [
+        pytest.param("/m/private/index.html", {}, "/m/private/", "/m/private/*", id="an index"),
+        pytest.param("/m/index.html", {}, "/m/", "/m/*", id="that of the mount itself"),
+        pytest.param("/m/*/index.html", {}, "/m/*/", "/m/*/*", id="any index in the mount"),
+        pytest.param("/*/index.html", {}, "/*/", "/*/*", id="any index on the site"),
+        pytest.param("/m/a/home.htm", {"index": "home.htm"}, "/m/a/", "/m/a/*", id="an index of another name"),
+        pytest.param("/index.html", {"url": "/"}, "/", "/*", id="that of the site"),
+        pytest.param("/m/app.html", {"fallback": "app.html"}, "paths in /m that no file has", "/m/*", id="a fallback"),
+        pytest.param(
+            "/*/app.html", {"fallback": "app.html"}, "paths in /m that no file has", "/*/*", id="one by a pattern"
+        ),
+        pytest.param(
+            "/m/index.html",
+            {"fallback": "index.html"},
+            "/m/ and paths in /m that no file has",
+            "/m/*",
+            id="both",
+        ),
+        pytest.param("/m/a/index.html", {"fallback": "index.html"}, "/m/a/", "/m/a/*", id="an index, and no fallback"),
+        pytest.param("/m/private/*", {}, None, "", id="the directory"),
+        pytest.param("/m/a/index.html", {"index": "off"}, None, "", id="no index"),
+        pytest.param("/m/a/off", {"index": "off"}, None, "", id="a file that is called off"),
+        pytest.param("/m/a/app.html", {"fallback": "app.html"}, None, "", id="no fallback there"),
+        pytest.param("/m/a/xindex.html", {}, None, "", id="another name"),
+        pytest.param("/mm/index.html", {}, None, "", id="no mount there"),
+        pytest.param("/m/index.html", {"internal": "on"}, None, "", id="a mount that is no client's"),
+    ],
+)
+@pytest.mark.parametrize(
+    "rule",
+    [{"deny": ["private"]}, {"allow": ["private"]}, {"auth": "on"}, {"allowed_methods": ["GET"]}],
+    ids=["deny", "allow", "auth", "methods"],
+)
+def test_a_rule_on_a_file_that_other_paths_have_as_well(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    static: dict[str, str],
+    others: str | None,
+    instead: str,
+    rule: dict[str, Any],
+) -> None:
+    for name in ("index.html", "app.html"):
+        write(tmp_path / "m" / name)
+    settings = from_keywords(
+        static=[{"url": "/m", "directory": str(tmp_path / "m"), **static}],
+        route=[{"path": path, **rule}],
+        auth_users=str(write(tmp_path / "users", "")),
+    )
+    mounts_of(app, settings)
+    expected = f'the rules of the route "{path}" do not hold for {others}, where the same file is sent: '
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == (
+        [] if others is None else [("WARNING", f'{expected}use path = "{instead}"')]
+    )
+
+
+def test_of_a_route_that_keeps_nobody_out_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    static = [{"url": "/m", "directory": str(tmp_path)}]
+    mounts_of(app, from_keywords(static=static, route=[{"path": "/m/index.html", "max_body": 1}]))
+    assert caplog.records == []
+
+
+def test_the_mount_with_the_longest_url_has_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inner = {"url": "/m/api", "directory": str(tmp_path), "index": "off"}
+    static = [{"url": "/m", "directory": str(tmp_path)}, inner]
+    mounts_of(app, from_keywords(static=static, route=[{"path": "/m/api/index.html", "deny": ["private"]}]))
+    assert caplog.records == []
+    mounts_of(app, from_keywords(static=static, route=[{"path": "/m/*/index.html", "deny": ["private"]}]))
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("fallback", ["off", "index.html"])
+def test_what_is_advised_does_hold(tmp_path: Path, fallback: str) -> None:
+    """And what it is advised for does not."""
+    write(tmp_path / "private/index.html", "secret")
+    static = [{"url": "/m", "directory": str(tmp_path / "private"), "fallback": fallback}]
+    others = ["/m/", "/m/zzz"][: 1 + (fallback != "off")]
+    for path, status in {"/m/index.html": 200, "/m/*": 403}.items():
+        with (
+            serving(app, static=static, route=[{"path": path, "deny": ["127.0.0.0/8"]}]) as running,
+            running.connect() as client,
+        ):
+            assert client.get("/m/index.html").status == 403
+            assert [client.get(other).status for other in others] == [status] * len(others)
+
+
 # --- the app's own folders ---
 
 

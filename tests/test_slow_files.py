@@ -227,6 +227,12 @@ def test_nothing_stays_open_for_a_client_that_leaves_while_its_file_is_waited_fo
 
 def test_who_has_gone_is_not_remembered_until_the_disk_answers(disk: Disk) -> None:
     """A disk may be away for days, and what is asked for the most is asked for all the time."""
+
+    def remembered() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Request) for thing in gc.get_objects())
+
+    before = remembered()  # those of other tests
     with disk.serving() as running, running.connect() as staying:
         disk.fs.hold()
         ask(staying, "/slow/1.txt")
@@ -237,9 +243,8 @@ def test_who_has_gone_is_not_remembered_until_the_disk_answers(disk: Disk) -> No
                     ask(leaving, "/slow/1.txt")
                     leaving.reset()
                 assert other.get("/").status == 200  # so that it is seen, at the latest now
-            gc.collect()
-            remembered = [thing for thing in gc.get_objects() if isinstance(thing, Request)]
-            assert len(remembered) < 50
+            # 64 are kept before anybody looks who has gone, with those that stay.
+            assert remembered() - before < 80
         disk.fs.release()
         assert staying.response().body == b"file 1\n"
 

@@ -163,11 +163,11 @@ def test_nothing_leaves_a_mount_in_a_hundred_thousand_tries(base: Path, start_co
                   { url = "/one.css", directory = "one.css" }]
         """.replace("\n", " ").strip()
     )
+    (mount / "front.html").write_bytes(FALLBACK)
     prefixes = [b"", b"/media", b"/listed", b"/front", b"/one.css", b"/media/..", b"/media../mount"]
     with start_command("secretive:app", *FLAGS, directory=base) as command:
         # Afterwards: with what is planted there, it would not start.
         plant(base)
-        (mount / "front.html").write_bytes(FALLBACK)
         began = time.monotonic()
         told = ask_with_all(command, below(prefixes, TRIES))
         print(f"{TRIES} tries in {time.monotonic() - began:.1f} s: {told.statuses}")

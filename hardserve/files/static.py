@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +22,16 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from hardserve import refusals
+from hardserve.files.asking import Asked, Asker, Waiting, stays
 from hardserve.files.cache import Cache
 from hardserve.files.entries import Entry, Examiner, FileChangedError, Representation, Signature, signature_of
 from hardserve.files.mounts import Mounts, Place
+from hardserve.files.parts import partial_content, precondition, spans_of
 from hardserve.http import encoders
 from hardserve.http.coding import ACCEPT_ENCODING_MAX, IDENTITY, best
-from hardserve.http.conditions import judge, range_applies
 from hardserve.http.mediatypes import content_type
-from hardserve.http.ranges import Multipart, Span, content_range, unsatisfied, wanted
-from hardserve.protocol import REASONS, DateClock, FilePart, SharedFile
+from hardserve.http.ranges import Span, unsatisfied
+from hardserve.protocol import DateClock, FilePart, SharedFile
 from hardserve.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -48,45 +47,9 @@ _REMEMBERED = 256
 PATIENCE_S = 0.1
 # How often a file is looked at for one request while it changes.
 MAX_TRIES = 3
-FORGET_AT = 64
 # A storage that fails is said to fail so often.
 NEWS_S = 60.0
 DEFAULT_TYPE = content_type("")
-
-
-class Asked(Protocol):
-    """A complete request."""
-
-    command: str
-    path: str
-    query: str
-    version: str
-    headers: dict[str, str]
-    request_id: str
-    refusal_fields: bytes
-    rate_slots: Any
-    file_tries: int
-
-
-class Asker(Protocol):
-    """The connection that it came on."""
-
-    def will_close(self, request: Any, /) -> bool: ...
-    def await_file(self, now: float, /) -> None: ...
-    def awaits(self, request: Any, /) -> bool: ...
-    def client_gone(self) -> bool: ...
-    def pass_on(self, request: Any, now: float, /) -> None: ...
-    def decided(self, request: Any, refusal: Refusal | None, now: float, /) -> None: ...
-    def answer(
-        self,
-        request: Any,
-        data: bytes,
-        *,
-        keep_alive: bool,
-        flushed: Callable[[int, str], None],
-        file: Sequence[bytes | FilePart] = (),
-        now: float,
-    ) -> bool: ...
 
 
 class Compress(Protocol):
@@ -109,42 +72,6 @@ class Submit(Protocol):
 
 
 Taken = bool | Refusal
-
-
-class _Waiting:
-    """Who waits for one path to be looked at.
-
-    Those whose clients have gone are forgotten from time to time, so that a storage that hangs does not keep them all.
-    """
-
-    __slots__ = ("_askers", "_forget_at")
-
-    def __init__(self) -> None:
-        self._askers: list[tuple[Asker, Asked]] = []
-        self._forget_at = FORGET_AT
-
-    def __len__(self) -> int:
-        return len(self._askers)
-
-    def add(self, asker: Asker, request: Asked) -> None:
-        self._askers.append((asker, request))
-        if len(self._askers) >= self._forget_at:
-            self._forget()
-            self._forget_at = max(FORGET_AT, 2 * len(self._askers))
-
-    @property
-    def forsaken(self) -> bool:
-        """Whether all who have asked have gone. Any thread: whoever asks in this moment may be missed."""
-        return bool(self._askers) and not any(_stays(asker) for asker, _ in list(self._askers))
-
-    def take(self) -> list[tuple[Asker, Asked]]:
-        """Return those who still wait, and have them wait no longer."""
-        self._forget()
-        askers, self._askers = self._askers, []
-        return askers
-
-    def _forget(self) -> None:
-        self._askers = [(asker, request) for asker, request in self._askers if asker.awaits(request)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +101,7 @@ class StaticFiles:
         self._examiner = Examiner(ctx.lines, settings.in_memory, compresses=settings.compress == "on")
         self._cache = Cache(settings.memory)
         self._most_compressed = settings.memory // 4  # of one file
-        self._looking: dict[str, _Waiting] = {}  # who waits for what is being looked at
+        self._looking: dict[str, Waiting] = {}  # who waits for what is being looked at
         self._codings: dict[tuple[str, tuple[str, ...]], str] = {}
         self._complained_at = -math.inf
         # Those that are being sent: whoever asks for one of them is sent the same, so that a popular one takes one
@@ -201,12 +128,9 @@ class StaticFiles:
         if not self._may_have(path):
             return False
         entry = self._cache.get(path)
-        if entry is not None:
-            if now - entry.checked < self._check_s or path in self._looking:
-                return self._respond(asker, request, path, entry, now)
-            place = self._mounts.find(path)
-        else:
-            place = self._mounts.find(path)
+        if entry is not None and (now - entry.checked < self._check_s or path in self._looking):
+            return self._respond(asker, request, path, entry, now)
+        place = self._mounts.find(path)
         return False if place is None else self._look(asker, request, path, place, now)
 
     # --- finding out ---
@@ -222,7 +146,7 @@ class StaticFiles:
             def done(result: Entry | BaseException | None) -> None:
                 self._ctx.post(partial(self._looked, path, place, result))
 
-            waiting = _Waiting()
+            waiting = Waiting()
             if not self._ctx.submit(place.mount.url, partial(self._examine, waiting, place, path, old), done):
                 # What was there a moment ago is better than nothing.
                 return refusals.FILES_BUSY if old is None else self._respond(asker, request, path, old, now)
@@ -233,11 +157,11 @@ class StaticFiles:
         asker.await_file(now)
         return True
 
-    def _examine(self, waiting: _Waiting, place: Place, path: str, old: Entry | None) -> Entry | None:
+    def _examine(self, waiting: Waiting, place: Place, path: str, old: Entry | None) -> Entry | None:
         """Find out what is there, None if nobody waits for it any more. File thread."""
         return None if waiting.forsaken else self._examiner.examine(place, path, old)
 
-    def _look_no_longer(self, path: str, waiting: _Waiting, old: Entry, now: float) -> None:
+    def _look_no_longer(self, path: str, waiting: Waiting, old: Entry, now: float) -> None:
         """Answer those who wait with what was there a moment ago, until the storage, which hangs, says otherwise."""
         if self._looking.get(path) is waiting:
             for asker, request in waiting.take():
@@ -303,6 +227,10 @@ class StaticFiles:
             return False if place is None else self._other_method(asker, request, place, now)
         if entry.refusal is not None:
             return self._missed(asker, request, path, entry, entry.refusal, now)
+        return self._represent(asker, request, path, entry, now)
+
+    def _represent(self, asker: Asker, request: Asked, path: str, entry: Entry, now: float) -> Taken:
+        """Answer with a file in the coding that suits the client best, unless it has that already."""
         if entry.location:
             return self._redirect(asker, request, path, now)
         entry.used = True
@@ -310,14 +238,12 @@ class StaticFiles:
         headers = request.headers
         if (entry.compressible or len(entry.representations) > 1) and "HTTP_ACCEPT_ENCODING" in headers:
             representation = self._choose(path, entry, headers)
-        status = _precondition(request, representation) if _CONDITIONS & headers.keys() else 0
+        status = precondition(request, representation) if _CONDITIONS & headers.keys() else 0
         if status == 304:
             return self._send(asker, request, representation.not_modified, 304, now)
-        return (
-            refusals.PRECONDITION_FAILED
-            if status
-            else self._send_content(asker, request, path, entry, representation, now)
-        )
+        if status:
+            return refusals.PRECONDITION_FAILED
+        return self._send_content(asker, request, path, entry, representation, now)
 
     def _send_content(
         self, asker: Asker, request: Asked, path: str, entry: Entry, representation: Representation, now: float
@@ -325,7 +251,7 @@ class StaticFiles:
         """Answer with the whole content, or the parts of it that are asked for."""
         if request.command == "HEAD":
             return self._send(asker, request, representation.ok, 200, now)
-        spans = _spans(request, representation)
+        spans = spans_of(request, representation)
         if spans == ():
             request.refusal_fields = f"Content-Range: {unsatisfied(representation.size)}\r\n".encode()
             return refusals.RANGE_NOT_SATISFIABLE
@@ -334,7 +260,7 @@ class StaticFiles:
             return self._open(asker, request, path, entry, representation, now)
         if spans is None:
             return self._send(asker, request, representation.ok, 200, now, body)
-        head, parts = _partial_content(representation, spans)
+        head, parts = partial_content(representation, spans)
         pieces = [part if isinstance(part, bytes) else body[part.start : part.end] for part in parts]
         return self._send(asker, request, head, 206, now, b"".join(pieces))
 
@@ -467,7 +393,7 @@ class StaticFiles:
             self._ctx.post(partial(self._opened, asker, request, path, representation, result))
 
         request.file_tries += 1
-        if request.file_tries > MAX_TRIES or not self._ctx.submit(entry.mount.url, job, done, lambda: _stays(asker)):
+        if request.file_tries > MAX_TRIES or not self._ctx.submit(entry.mount.url, job, done, lambda: stays(asker)):
             return refusals.FILES_BUSY
         asker.await_file(now)
         return True
@@ -503,9 +429,9 @@ class StaticFiles:
     ) -> None:
         """Send an open file, or parts of it, and let go of it."""
         try:
-            spans = _spans(request, representation)
+            spans = spans_of(request, representation)
             if spans:
-                head, parts = _partial_content(representation, spans)
+                head, parts = partial_content(representation, spans)
                 status = 206
             else:
                 head, parts, status = representation.ok, [Span(0, representation.size)], 200
@@ -513,53 +439,6 @@ class StaticFiles:
             self._send(asker, request, head, status, now, file=body)
         finally:
             file.release()
-
-
-def _precondition(request: Asked, representation: Representation) -> int:
-    """Return what the conditions of a request come to: 0 to go on, 304 or 412 (RFC 9110 13.2.2)."""
-    headers = request.headers
-    if (
-        headers.get("HTTP_IF_NONE_MATCH") == representation.etag != ""
-        and "HTTP_IF_MATCH" not in headers
-        and "HTTP_IF_UNMODIFIED_SINCE" not in headers
-    ):
-        return 304  # nearly every conditional request: a browser that has it
-    return judge(headers, request.command, representation.validators)
-
-
-def _spans(request: Asked, representation: Representation) -> tuple[Span, ...] | None:
-    """Return the parts that a GET asks for, () for none that there are, None for the whole (RFC 9110 14.2)."""
-    value = request.headers.get("HTTP_RANGE")
-    # A page that was made in this moment has no parts, and nothing has none.
-    if value is None or not representation.etag or not representation.size:
-        return None
-    if not range_applies(request.headers, representation.validators, int(time.time())):
-        return None
-    return wanted(value, representation.size)
-
-
-def _partial_content(representation: Representation, spans: Sequence[Span]) -> tuple[bytes, Sequence[bytes | Span]]:
-    """Return the beginning of a 206's head, and its body in pieces (RFC 9110 15.3.7)."""
-    status_line = f"206 {REASONS[206]}"
-    if len(spans) == 1:
-        span = spans[0]
-        head = representation.head(
-            status_line,
-            f"Content-Type: {representation.content_type}",
-            f"Content-Range: {content_range(span, representation.size)}",
-            f"Content-Length: {len(span)}",
-        )
-        return head, [span]
-    boundary = f"{random.getrandbits(96):024x}"
-    multipart = Multipart(spans, representation.size, representation.content_type, boundary)
-    head = representation.head(
-        status_line, f"Content-Type: {multipart.content_type}", f"Content-Length: {multipart.length}"
-    )
-    return head, multipart.parts()
-
-
-def _stays(asker: Asker) -> bool:
-    return not asker.client_gone()
 
 
 def _size(part: bytes | FilePart) -> int:

@@ -1,10 +1,14 @@
 """The static folders that a Flask app and its blueprints have.
 
 A folder found here is served past the app's code, so the question is always what that code would have done. Whatever
-might deny a request, answer it another way or change its answer (middleware, hooks, views, methods of a subclass,
-other rules below the same URL) leaves the folder to the app, and a sentence for the log says so. What cannot be seen
-through counts as such a thing. With `always`, the operator has answered for the app's code, and only what would be
-served at the wrong URL, or in the place of another view, is still left.
+might deny a request, answer it another way or change its answer (middleware, hooks, receivers of signals, views,
+methods of a subclass, classes that Flask is told to use, other rules below the same URL) leaves the folder to the app,
+and a sentence for the log says so. What cannot be seen through counts as such a thing. With `always`, the operator has
+answered for the app's code, and only what would be served at the wrong URL, or in the place of another view, is still
+left.
+
+Not among them is what comes after the answer: functions for teardown, and the signals around them. Nearly every app
+has some, to close a database; they see no response, and Flask's documentation wants them not to raise.
 
 Flask makes the rule `<prefix>/<path:filename>` with the endpoint `static`, or `<blueprint>.static`; `url_for` builds
 its URLs from that rule, and so do we. A function is known for Flask's own by the module that it was compiled in, which
@@ -21,11 +25,14 @@ import math
 import os
 import re
 import shlex
+import sys
+from abc import ABC
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from .bodycap import CappedByRoute
 from .kinds import is_dash, is_flask, is_proxy_fix
 from .production import parts_of
 
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 # What a request for a static file goes through in Flask, besides the hooks. A subclass may do anything in them.
 _ON_THE_WAY = (
     "request_context",
+    "app_context",
+    "ensure_sync",
     "full_dispatch_request",
     "preprocess_request",
     "dispatch_request",
@@ -43,8 +52,12 @@ _ON_THE_WAY = (
     "process_response",
     "send_static_file",
     "get_send_file_max_age",
+    "static_folder",
 )
-_FILE_METHODS = ("send_static_file", "get_send_file_max_age")  # of a blueprint
+_FILE_METHODS = ("send_static_file", "get_send_file_max_age", "static_folder")  # of a blueprint
+
+# Where a Flask app says what is made, or asked, for each request.
+_CLASSES = ("request_class", "response_class", "session_interface", "app_ctx_globals_class")
 
 _HOOKS = (
     ("before_request function", "before_request_funcs"),
@@ -52,7 +65,12 @@ _HOOKS = (
     ("after_request function", "after_request_funcs"),
 )
 
-# Hooks of common extensions that neither deny the GET of a file nor add to the answer what it is not complete without.
+# Those of flask.signals that are sent for every request until it has its answer.
+_SIGNALS = ("appcontext_pushed", "request_started", "request_finished")
+_OF_RESPONSES = {"after_request function", "request_finished receiver"}
+
+# What common extensions have that neither denies the GET of a file nor adds to the answer what it is not complete
+# without: hooks, receivers, wrappers of a method of Flask's, and classes.
 _HARMLESS = {
     ("dash.dash", "Dash._setup_server"),  # finishes the Dash app once, at whichever request is the first
     ("dash.dash", "Dash.enable_pages.<locals>.router"),  # likewise
@@ -60,6 +78,18 @@ _HARMLESS = {
     ("flask_login.login_manager", "LoginManager._update_remember_cookie"),  # waits in the session for the next page
     ("flask_wtf.csrf", "CSRFProtect.init_app.<locals>.csrf_protect"),  # of methods that change something
     ("flask_compress.flask_compress", "Compress.after_request"),  # the server compresses
+    # Sentry notes which request it was, should there be an error, and how long it took.
+    ("sentry_sdk.integrations.flask", "_request_started"),
+    ("sentry_sdk.integrations.flask", "FlaskIntegration.setup_once.<locals>.sentry_patched_wsgi_app"),
+    # Flask-Session keeps elsewhere what Flask has in the cookie.
+    ("flask_session.base", "ServerSideSessionInterface"),
+    ("flask_session.cachelib.cachelib", "CacheLibSessionInterface"),
+    ("flask_session.dynamodb.dynamodb", "DynamoDBSessionInterface"),
+    ("flask_session.filesystem.filesystem", "FileSystemSessionInterface"),
+    ("flask_session.memcached.memcached", "MemcachedSessionInterface"),
+    ("flask_session.mongodb.mongodb", "MongoDBSessionInterface"),
+    ("flask_session.redis.redis", "RedisSessionInterface"),
+    ("flask_session.sqlalchemy.sqlalchemy", "SqlAlchemySessionInterface"),
 }
 
 # Where middleware says that it takes something off the path, or gives it to another app.
@@ -226,8 +256,10 @@ def _why_unroutable(folder: _Folder) -> str:
     flask, rule = folder.flask, folder.rule
     if flask.url_map.host_matching or flask.subdomain_matching or rule.host or rule.subdomain:
         return "the app tells its hosts or subdomains apart, and a folder is served on all of them"
-    if not _is_own(type(flask), "create_url_adapter", "flask"):
+    if not _is_own(type(flask), "create_url_adapter", "flask") or "create_url_adapter" in vars(flask):
         return f"{_name_of(flask)} has a create_url_adapter of its own, and may route by more than the path"
+    if strange := _not_flasks(flask.url_map):
+        return f"the app's url_map, {strange}, is not Flask's, and may route by more than the path"
     prefix = _pattern_of(rule).removesuffix("/<path:filename>")
     plain = prefix != _pattern_of(rule) and "<" not in prefix and "//" not in prefix
     special = rule.defaults or rule.alias or rule.redirect_to or rule.websocket or rule.build_only
@@ -325,25 +357,50 @@ def _without_proxy_fix(value: Any) -> Any:
 
 
 def _why_code_matters(folder: _Folder) -> str:
-    flask, owner = folder.flask, folder.owner
-    for part, names in ((flask, _ON_THE_WAY), (owner, _FILE_METHODS)):
+    flask = folder.flask
+    for why in (_why_methods_matter(folder), *_why_classes_matter(flask), *_why_functions_matter(folder)):
+        if why:
+            return why
+    if flask.config.get("SEND_FILE_MAX_AGE_DEFAULT") is not None and _max_age(flask) is None:
+        return "SEND_FILE_MAX_AGE_DEFAULT is no number of seconds"
+    return ""
+
+
+def _why_methods_matter(folder: _Folder) -> str:
+    for part, names in ((folder.flask, _ON_THE_WAY), (folder.owner, _FILE_METHODS)):
         for name in names:
             if not _is_own(type(part), name, "flask") or name in vars(part):
                 return f"{_name_of(part)} has a {name} of its own, which would not be called"
-    view = flask.view_functions.get(folder.endpoint)
-    if not _is_flasks_view(view, owner):
+    view = folder.flask.view_functions.get(folder.endpoint)
+    if not _is_flasks_view(view, folder.owner):
         return f"{_name_of(view)} is the view of it, which would not be called and may be access control"
-    for kind, attribute in _HOOKS:
-        functions: Mapping[str | None, Sequence[Any]] = getattr(flask, attribute)
-        for scope in _scopes(folder.blueprint):
-            for function in functions.get(scope, ()):
-                if not _is_harmless(function):
-                    so = "would not see the responses" if kind.startswith("after") else "may be access control"
-                    return f"the {kind} {_name_of(function)} would not be called, and {so}"
-    seconds = flask.config.get("SEND_FILE_MAX_AGE_DEFAULT")
-    if seconds is not None and _max_age(flask) is None:
-        return "SEND_FILE_MAX_AGE_DEFAULT is no number of seconds"
     return ""
+
+
+def _why_classes_matter(flask: Flask) -> Iterator[str]:
+    for name in _CLASSES:
+        if strange := _not_flasks(getattr(flask, name)):
+            yield f"the app's {name}, {strange}, is not Flask's: it would not be used, and may be access control"
+    if flask.config.get("TRUSTED_HOSTS") is None and getattr(flask.request_class, "trusted_hosts", None):
+        yield f"{_name_of(flask.request_class)} has trusted_hosts, which would not be looked at"
+
+
+def _why_functions_matter(folder: _Folder) -> Iterator[str]:
+    for called, function in _called_for(folder):
+        if not _is_harmless(function):
+            so = "would not see the responses" if called in _OF_RESPONSES else "may be access control"
+            yield f"the {called} {_name_of(function)} would not be called, and {so}"
+
+
+def _called_for(folder: _Folder) -> Iterator[tuple[str, Any]]:
+    """Yield what an app or an extension has had called for every request to the folder, and what it is."""
+    for kind, attribute in _HOOKS:
+        functions: Mapping[str | None, Sequence[Any]] = getattr(folder.flask, attribute)
+        for scope in _scopes(folder.blueprint):
+            yield from ((kind, function) for function in functions.get(scope, ()))
+    for name in _SIGNALS:
+        signal: Any = getattr(sys.modules["flask.signals"], name)
+        yield from ((f"{name} receiver", function) for function in signal.receivers_for(folder.flask))
 
 
 def _scopes(blueprint: str) -> Iterator[str | None]:
@@ -361,6 +418,26 @@ def _is_flasks_view(view: Any, owner: Any) -> bool:
     return made_by_flask and _module_of(view).startswith("flask.")
 
 
+def _not_flasks(value: Any) -> str:
+    """Name what a class, or an object, has that is neither Flask's nor Werkzeug's nor harmless, "" for nothing.
+
+    Not ours either: what `give_body_cap` puts before a request class is seen through.
+    """
+    cls = value if isinstance(value, type) else type(value)
+    of_object = {} if cls is value else getattr(value, "__dict__", {})
+    for part in cls.__mro__:
+        if part in (object, ABC, CappedByRoute):
+            continue
+        package = _package(part.__module__)
+        if package not in {"flask", "werkzeug"} and (part.__module__, part.__qualname__) not in _HARMLESS:
+            return _name_of(part)
+        for name, member in vars(part).items():
+            function = getattr(member, "__func__", member)
+            if inspect.isfunction(function) and (name in of_object or _package(_module_of(function)) != package):
+                return f"{_name_of(part)}.{name}"
+    return ""
+
+
 def _is_harmless(hook: Any) -> bool:
     function = getattr(hook, "__func__", hook)
     return (_module_of(function), getattr(function, "__qualname__", "")) in _HARMLESS
@@ -368,7 +445,23 @@ def _is_harmless(hook: Any) -> bool:
 
 def _is_own(cls: type, name: str, package: str) -> bool:
     """Tell whether a class has its method from `package`: neither overridden by a subclass nor patched."""
-    return _module_of(inspect.getattr_static(cls, name, None)).partition(".")[0] == package
+    member = inspect.getattr_static(cls, name, None)
+    function = member.fget if isinstance(member, property) else member
+    for _ in range(_MAX_LAYERS):
+        if not _is_harmless(function):
+            break
+        function = _wrapped_by(function)
+    return _package(_module_of(function)) == package
+
+
+def _wrapped_by(function: Any) -> Any:
+    """Return the one function that another one is around, None where that is not plain."""
+    inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _module_of(function: object) -> str:

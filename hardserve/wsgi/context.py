@@ -5,6 +5,7 @@ Declarations and data; worker threads read them. What is behind the protocols is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
@@ -16,6 +17,9 @@ from hardserve.settings import CompressionSettings, HeaderSettings
 from hardserve.wsgi.appfiles import OpenNamed
 from hardserve.wsgi.compress import Compressor
 from hardserve.wsgi.environ import Environ, base_environ
+
+# A line about a missing file, at most so often.
+NEWS_S = 60.0
 
 StartResponse = Callable[..., Callable[[bytes], None]]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
@@ -130,12 +134,23 @@ class AppContext:
     tls_fields: bytes = field(init=False)
     compressor: Compressor | None = field(init=False)
     _dropped: dict[str, object] = field(init=False, default_factory=dict)
+    _missing_said: float = field(init=False, default=-math.inf)
 
     def __post_init__(self) -> None:
         self.defaults = DefaultFields(self.headers, self.hsts_s)
         self.tls_fields = hsts_line(self.hsts_s)
         self.compressor = Compressor(self.compression) if self.compression.responses == "on" else None
         self.base_environ = base_environ(multithread=self.multithread)
+
+    def tells_of_missing(self, now: float) -> bool:
+        """Return whether a file that the app names, and that is not there, is to be logged: clients may choose names.
+
+        Worker threads; two at once may both be told to.
+        """
+        tells = now - self._missing_said >= NEWS_S
+        if tells:
+            self._missing_said = now
+        return tells
 
     def is_first_dropped(self, name: str) -> bool:
         """Return True once for each name of a field. Worker threads; the names are those of `HOP_BY_HOP`."""

@@ -476,6 +476,10 @@ class Task:
         )
 
     def _log_failure(self, error: BaseException) -> None:
+        if isinstance(error, ResponseRefusedError) and error.refusal is refusals.FILE_NOT_FOUND:
+            if self._ctx.tells_of_missing(monotonic()):
+                logger.warning("%s %s: %s", self._request.command, self._request.path, error)
+            return
         if isinstance(error, BadResponseError | ResponseRefusedError):
             if str(error):
                 logger.error("%s %s: %s", self._request.command, self._request.path, error)
