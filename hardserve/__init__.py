@@ -2,7 +2,8 @@
 
 The life of a request:
 
-    I/O thread (edge)          a connection is accepted (admission), its bytes become a request (parsing),
+    I/O thread (edge)          a connection is accepted (admission), with TLS its handshake is done (tls, and a helper
+                               thread that computes), its bytes become a request (parsing),
                                and the request passes the gate or is refused (pages); a file is answered at once
                                (files.static), from memory, or with what a file thread has looked up
     queue                      complete requests wait for a worker (wsgi.workers), no client's for all of them

@@ -30,6 +30,7 @@ from hardserve.options import (
 from hardserve.settings import (
     AddressList,
     Choice,
+    Directory,
     Duration,
     FieldValue,
     FilePath,
@@ -56,6 +57,9 @@ COMMON = (
     "server.threads",
     "server.static",
     "server.drain",
+    "server.tls",
+    "tls.certificate",
+    "tls.key",
     "timeouts.body",
     "limits.body",
     "limits.connections",
@@ -66,6 +70,7 @@ COMMON = (
 METAVARS = {
     AddressList: "ADDRESS",
     Choice: "WORD",
+    Directory: "DIRECTORY",
     Duration: "DURATION",
     FieldValue: "TEXT",
     FilePath: "FILE",

@@ -139,7 +139,8 @@ def _describe_files(kind: Kind) -> str:
         case UrlPath():
             text = 'a path on the site without escapes, such as "/media"; everything below it is meant, too'
         case Directory():
-            text = "the path of a directory, from where hardserve is started"
+            words = "".join(f"{show(word)} or " for word in kind.words)
+            text = f"{words}the path of a directory, from where hardserve is started"
         case _:
             raise TypeError(kind)
     return text

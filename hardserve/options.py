@@ -20,7 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hardserve.addresses import parse_address
+from hardserve.addresses import TcpAddress, parse_address
 from hardserve.configfiles import DotEnv, SettingsError, TomlFile, read_page
 from hardserve.describe import expected
 from hardserve.names import (
@@ -315,10 +315,12 @@ class _Merge:
     def _lacking(self, settings: Settings) -> Iterator[str]:
         """Say which settings do nothing without another one."""
         if not settings.proxy.trusted and "proxy.trusted" not in self._unusable:
-            for address in settings.server.bind:
+            both = [("server.bind", each) for each in settings.server.bind]
+            for key, address in [*both, *(("server.redirect", each) for each in settings.server.redirect)]:
                 if parse_address(address).proxy_protocol:
-                    where = self.where.get("server.bind", "server.bind")
+                    where = self.where.get(key, key)
                     yield f"{where} = {show(address)}: expected also proxy.trusted, the proxies that may connect there"
+        yield from self._lacking_of_tls(settings)
         if settings.auth.users == "none" and "auth.users" not in self._unusable:
             wanted = [("auth.required", settings.auth.required)]
             wanted += list(self._in_tables(BY_TABLE["route"], "auth"))
@@ -326,6 +328,49 @@ class _Merge:
             for key, value in wanted:
                 if value == "on":
                     yield f"{self.where[key]}: expected also auth.users, the file that `hardserve passwd` makes"
+
+    def _lacking_of_tls(self, settings: Settings) -> Iterator[str]:
+        tls = settings.tls
+        # What is set, and of what it says nothing by itself.
+        needs = [
+            ("tls.certificate", "tls.key", "its key"),
+            ("tls.key", "tls.certificate", "the certificate that it is the key of"),
+            ("tls.passphrase_file", "tls.key", "the key that it opens"),
+        ]
+        if tls.client_certificates != "off":
+            needs.append(("tls.client_certificates", "tls.client_ca", "who signs the certificates of clients"))
+        for key, other, what in needs:
+            if not self._unusable & {key, other} and self._is_set(key, settings) > self._is_set(other, settings):
+                yield f"{self.where[key]}: expected also {other}, {what}"
+        keys = {"server.tls", "tls.certificate", "tls.client_certificates"}
+        if self._unusable & keys:
+            return
+        if tls.client_ca != "none" and tls.client_certificates == "off":
+            yield f'{self.where["tls.client_ca"]}: expected also tls.client_certificates, "optional" or "required"'
+        if settings.server.tls == "on" and not settings.has_certificate:
+            yield f'{self.where["server.tls"]} = "on": expected also tls.certificate, or a [[certificate]]'
+        if settings.server.tls == "self-signed" and settings.has_certificate:
+            given = self.where.get("tls.certificate") or self.where["certificate[0].certificate"]
+            yield f'{self.where["server.tls"]} = "self-signed": expected no other certificate, but there is {given}'
+        yield from self._lacking_tls(settings)
+
+    def _lacking_tls(self, settings: Settings) -> Iterator[str]:
+        if not settings.serves_tls:
+            for key in ("server.redirect", "tls.hsts", "tls.client_certificates"):
+                if self._is_set(key, settings):
+                    yield f'{self.where[key]}: expected also a tls.certificate, or server.tls = "self-signed"'
+        yield from self._two_uses(settings)
+
+    def _is_set(self, key: str, settings: Settings) -> bool:
+        return key in self.where and attrgetter(key)(settings) not in ("none", "off", (), 0.0)
+
+    def _two_uses(self, settings: Settings) -> Iterator[str]:
+        """Say which addresses are for both HTTPS and the way to it."""
+        bound = [parse_address(address) for address in settings.server.bind]
+        for text in settings.server.redirect:
+            address = parse_address(text)
+            if address in bound and not (isinstance(address, TcpAddress) and address.port == 0):
+                yield f"{self.where['server.redirect']} = {show(text)}: expected another address than in server.bind"
 
     def _larger(self, part: str, size: int, whole: str, settings: Settings, *, times: int = 1) -> Iterator[str]:
         """Say that a part does not go into the whole so many times, if it does not."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hardserve.edge.bans import Bans
 from hardserve.edge.deadlines import Timer
 from hardserve.edge.networks import Networks
+from hardserve.edge.tls import CLOSED_EARLY
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.ops.refusallog import RefusalLog
 from hardserve.refusals import Cut, DryRun, Refusal
@@ -33,6 +34,10 @@ BAN_LINE_S = 1.0
 CLIENT_CLOSED_REQUEST = 499
 
 
+# Why handshakes failed that are told apart: each has a line in ten seconds at most.
+MAX_REASONS = 32
+
+
 class Record:
     """The record of one server. `loop` is set before the first connection."""
 
@@ -44,6 +49,7 @@ class Record:
         self._debugging = logger.isEnabledFor(logging.DEBUG)
         self._refusal_log = RefusalLog(logger.log, logger.getEffectiveLevel())
         self._refusal_timer = Timer(self._sum_up_refusals)
+        self._reasons: set[str] = set()  # of handshakes that failed
         self._just_banned: set[str] = set()  # their connections are to be cut
         self._ban_said_at = -math.inf
         self._bans_not_said = 0
@@ -91,6 +97,15 @@ class Record:
         if request is not None:
             self.outcome(connection, request, request.status or CLIENT_CLOSED_REQUEST, request.sent, cut.name)
         self.count(cut, connection.client or connection.peer[0])
+
+    def handshake(self, connection: Connection, reason: str) -> None:
+        """Count a TLS handshake that failed. I/O thread. What it says is OpenSSL's, so that there are few reasons."""
+        quiet = reason == CLOSED_EARLY  # browsers open connections that they then do not need
+        if reason not in self._reasons and len(self._reasons) >= MAX_REASONS:
+            reason = "other reasons"
+        self._reasons.add(reason)
+        level = logging.DEBUG if quiet else logging.INFO
+        self.count(Cut(f"handshake_failed ({reason})", level), connection.client or connection.peer[0])
 
     def turned_away(self, refusal: Refusal, client: str, address: str) -> None:
         """I/O thread."""

@@ -36,6 +36,11 @@ BAD_VERSION = Refusal(
     "bad_version", 505, "Only HTTP/1.0 and HTTP/1.1 are served here.", True, "RFC 9110 15.6.6", offence=True
 )
 TLS_ON_PLAIN_PORT = Refusal("tls_on_plain_port", 400, "This port speaks plain HTTP, not HTTPS.", True, "RFC 9112 2.2")
+PLAIN_ON_TLS_PORT = Refusal("plain_on_tls_port", 400, "This port speaks HTTPS, not plain HTTP.", True, "RFC 9112 2.2")
+REDIRECTED = Refusal("redirected", 301, "This site is served over HTTPS.", False, "RFC 9110 15.4.2", logging.DEBUG)
+REDIRECTED_AS_IT_IS = Refusal(
+    "redirected_as_it_is", 308, "This site is served over HTTPS.", False, "RFC 9110 15.4.9", logging.DEBUG
+)
 BAD_METHOD = Refusal("bad_method", 501, "This method is not served here.", True, "RFC 9110 15.6.2")
 BAD_HEADER = Refusal("bad_header", 400, "A header field is malformed.", True, "RFC 9112 5", offence=True)
 BAD_HOST = Refusal("bad_host", 400, "A request needs exactly one valid Host header field.", True, "RFC 9112 3.2")
@@ -181,6 +186,9 @@ class Cut:
 
 
 FIRST_BYTE_DEADLINE = Cut("first_byte_deadline")
+HANDSHAKE_DEADLINE = Cut("handshake_deadline")
+HANDSHAKE_FAILED = Cut("handshake_failed", logging.DEBUG)
+HANDSHAKES_FULL = Cut("handshakes_full", logging.WARNING)  # too many wait, of this client or of all
 KEEP_ALIVE_DEADLINE = Cut("keep_alive_deadline", logging.DEBUG)  # how every quiet connection ends
 CONNECTION_WORN = Cut("connection_worn", logging.DEBUG)  # its age or its requests; after the answer that is due
 DRAINED = Cut("drained", logging.DEBUG)  # idle when the server was told to stop

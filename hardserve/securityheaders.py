@@ -17,15 +17,27 @@ _FIELDS = (
     ("Content-Security-Policy", "content_security_policy"),
     ("Server", "server"),
 )
+# Only over TLS (RFC 6797 7.2), and for a time that is a setting of TLS.
+_HSTS = "Strict-Transport-Security"
 # What each field is in a set of them. A set is an int, because one is made for every response.
-BITS = {name.lower(): 1 << number for number, (name, _) in enumerate(_FIELDS)}
+BITS = {name.lower(): 1 << number for number, name in enumerate((*(name for name, _ in _FIELDS), _HSTS))}
 OFF = "off"
 
 
-def default_lines(headers: HeaderSettings) -> tuple[tuple[str, str], ...]:
-    """Return the fields of all responses: the name in lower case, and the line without its end."""
-    values = ((name, getattr(headers, setting)) for name, setting in _FIELDS)
+def default_lines(headers: HeaderSettings, hsts_s: float = 0.0) -> tuple[tuple[str, str], ...]:
+    """Return the fields of all responses: the name in lower case, and the line without its end.
+
+    `hsts_s` is for those over TLS: how long a browser is to ask for nothing else, 0 to say nothing of it.
+    """
+    values = [(name, getattr(headers, setting)) for name, setting in _FIELDS]
+    if hsts_s:
+        values.append((_HSTS, f"max-age={hsts_s:.0f}"))
     return tuple((name.lower(), f"{name}: {value}") for name, value in values if value != OFF)
+
+
+def hsts_line(hsts_s: float) -> bytes:
+    """Return what a response over TLS has besides those of all responses, with its end; nothing for 0."""
+    return f"{_HSTS}: max-age={hsts_s:.0f}\r\n".encode() if hsts_s else b""
 
 
 def own_bits(name: str, value: str) -> int:
@@ -45,8 +57,8 @@ class DefaultFields:
 
     __slots__ = ("_ends", "_lines")
 
-    def __init__(self, headers: HeaderSettings) -> None:
-        self._lines = default_lines(headers)
+    def __init__(self, headers: HeaderSettings, hsts_s: float = 0.0) -> None:
+        self._lines = default_lines(headers, hsts_s)
         self._ends: dict[int, str] = {}  # by what a response has itself: at most one for each subset of the fields
 
     def __repr__(self) -> str:

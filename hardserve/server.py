@@ -36,11 +36,14 @@ from hardserve.edge.networks import Networks, prefix_key
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.edge.ratelimit import RateLimiter
 from hardserve.edge.readers import Readers
+from hardserve.edge.redirect import Redirect
+from hardserve.edge.tls import Handshaker
 from hardserve.files.mounts import Mounts
 from hardserve.files.sendfile import NotMountedError, Sender
 from hardserve.files.static import FileContext, StaticFiles
 from hardserve.files.storages import Storages
 from hardserve.loader.bodycap import give_body_cap
+from hardserve.loader.cookies import sends_session_in_plain
 from hardserve.loader.hosts import has_proxy_fix, hosts_of
 from hardserve.mounting import mounts_of
 from hardserve.ops.accesslog import AccessLog
@@ -53,7 +56,7 @@ from hardserve.pool import Pool
 from hardserve.protocol import DateClock, SharedFile
 from hardserve.record import Record
 from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, DryRun, Refusal
-from hardserve.securityheaders import default_lines
+from hardserve.securityheaders import default_lines, hsts_line
 from hardserve.wsgi.appfiles import Named
 from hardserve.wsgi.context import AppContext, Application
 from hardserve.wsgi.response import BadResponseError
@@ -66,7 +69,9 @@ if TYPE_CHECKING:
 
     from hardserve.checks.users import Authenticator
     from hardserve.ops.logs import Logs
+    from hardserve.securing import Secured
     from hardserve.settings import Settings
+    from hardserve.tls.upkeep import Upkeep
 
 logger = logging.getLogger("hardserve")
 
@@ -83,6 +88,9 @@ LET_GO_S = 20e-6
 # Requests that may wait for a file thread, and files that may wait to be compressed.
 WAITING_FILES = 4096
 WAITING_COMPRESSIONS = 256
+
+# Threads that compute handshakes. The interpreter lock is let go of meanwhile, and the I/O thread needs a core, too.
+HANDSHAKE_THREADS = 2
 
 
 Job = tuple[Connection, Request]  # a complete request, and where its answer goes
@@ -125,6 +133,10 @@ class Server:
         self._sender = Sender(self._mounts)
         self._storages = Storages(settings.files.readers, WAITING_FILES)
         self._compression_pool = Pool("compress", 1, WAITING_COMPRESSIONS)
+        self._served_hosts: Sequence[str] = ()
+        self._secured: Secured | None = None  # None where there is no TLS
+        self._upkeep: Upkeep | None = None
+        self._handshake_pool = Pool("tls", HANDSHAKE_THREADS, 2 * HANDSHAKE_THREADS)
         self._offload: Offload
         self._max_open_files = FILES_AT_LEAST
         self._loop: Loop
@@ -139,7 +151,17 @@ class Server:
     @property
     def urls(self) -> list[str]:
         """The addresses that are listened on, with the ports that port 0 became."""
-        return [listener.url for listener in self._listeners]
+        return [listener.url for listener in self._listeners if not listener.redirects]
+
+    @property
+    def redirects(self) -> list[str]:
+        """The addresses that only send on to HTTPS."""
+        return [listener.url for listener in self._listeners if listener.redirects]
+
+    @property
+    def certificate(self) -> str:
+        """What an operator is told of the certificate, "" where there is none."""
+        return "" if self._secured is None else self._secured.about
 
     @property
     def files(self) -> list[str]:
@@ -149,29 +171,82 @@ class Server:
     def bind(self) -> None:
         """Open every address of the settings, and read what refusals look like.
 
-        Raises ListenError, UsersFileError, SettingsError for a store that is no use and for a mount that is none or
-        shows too much, and OSError for a page that cannot be read, and then has opened nothing.
+        Raises ListenError, UsersFileError, SettingsError for a store that is no use, for a mount that is none or shows
+        too much and for certificates that cannot be served, and OSError for a page that cannot be read, and then has
+        opened nothing.
         """
         self._pages = ErrorPages.load(self.settings.error_page, self.settings.headers)
         self._check_storage()
         self._read_users()
         self._mounts = mounts_of(self._app, self.settings)
         self._sender = Sender(self._mounts)
-        try:
-            for address in self.settings.server.bind:
-                self._listeners += open_listeners(address, self.settings.server.backlog)
-        except ListenError:
-            for listener in self._listeners:
-                listener.close()
-            raise
+        self._served_hosts = self._hosts()
+        self._secure()
+        self._listen()
         limits = self.settings.limits
         clients = Clients(limits.client_connections, limits.client_connection_rate)
         peers = Peers(self._trusted, limits.ipv6_prefix, self._record.is_banned)
         connections = self._max_connections()
-        self._loop = self._record.loop = Loop(self._listeners, connections, clients, peers)
+        store = None if self._secured is None else self._secured.store
+        tls = None if store is None else lambda: store.context
+        self._loop = self._record.loop = Loop(self._listeners, connections, clients, peers, tls)
         self._max_open_files = max(FILES_AT_LEAST, self._descriptors() - connections - SPARE_DESCRIPTORS)
         half = max(1, self.settings.server.threads // 2)
         self._readers = Readers(half, self._budget, self._workers.wanted, self._loop)
+
+    def _secure(self) -> None:
+        """Load or make the certificates, if there are to be any."""
+        if self.settings.serves_tls:
+            from hardserve.securing import secured_by  # noqa: PLC0415  # who has a proxy for it needs none of it
+
+            self._secured = secured_by(self.settings, self._served_hosts, os.environ)
+            if sends_session_in_plain(self._app):
+                logger.warning(
+                    "the app's SESSION_COOKIE_SECURE is off, so browsers send the session's cookie in plain HTTP, too: "
+                    "set it to True"
+                )
+
+    def _listen(self) -> None:
+        server = self.settings.server
+        try:
+            for address in server.bind:
+                self._listeners += open_listeners(address, server.backlog, tls=self._secured is not None)
+            for address in server.redirect:
+                self._listeners += open_listeners(address, server.backlog, redirects=True)
+        except ListenError:
+            for listener in self._listeners:
+                listener.close()
+            raise
+
+    def _make_handshaker(self) -> Handshaker:
+        return Handshaker(
+            self._handshake_pool,
+            HANDSHAKE_THREADS,
+            self._loop.post,
+            self._loop.plan,
+            per_second=self.settings.tls.handshake_rate,
+        )
+
+    def _begin_upkeep(self, secured: Secured) -> None:
+        """Have the certificates be looked after."""
+        from hardserve.tls.upkeep import Upkeep  # noqa: PLC0415  # as above
+
+        self._upkeep = Upkeep(secured.store, self._loop.post, self._loop.plan, renew=secured.renew)
+        self._loop.post(self._upkeep.begin)
+
+    def look_at_certificates(self) -> None:
+        """Take certificates that have been replaced, now and not in some seconds. Any thread, and signal handlers."""
+        if self._upkeep is not None:
+            self._upkeep.look()
+
+    def _make_redirect(self) -> Redirect | None:
+        secured = self._secured
+        if secured is None or not self.settings.server.redirect:
+            return None
+        port = next((each.port for each in self._listeners if each.tls and each.port), "")
+        hosts = self._served_hosts
+        # Where the operator has said which hosts are served, nobody gets as far with another one.
+        return Redirect(port, (lambda _host: True) if hosts and "*" not in hosts else secured.has)
 
     def _check_storage(self) -> None:
         if self.settings.rate_limiting.storage != "memory":
@@ -221,13 +296,14 @@ class Server:
         gate = Gate(
             self.settings,
             trusted=self._trusted,
-            hosts=self._hosts(),
+            hosts=self._served_hosts,
             limiter=self._limiter,
             banned=self._record.is_banned,
             ban_left_s=self._record.bans.remaining_s,
             auth=self._authenticator,
             checks=self._offload,
         )
+        gate.redirect = self._make_redirect()
         if files is not None:
             gate.file_refusal = files.refuses_body
         return gate
@@ -237,7 +313,7 @@ class Server:
             return None
         ctx = FileContext(
             date=self._date,
-            lines=default_lines(self.settings.headers),
+            lines=default_lines(self.settings.headers, self.settings.tls.hsts),
             post=self._loop.post,
             plan=self._loop.plan,
             submit=self._storages.submit,
@@ -335,6 +411,7 @@ class Server:
             headers=settings.headers,
             compression=settings.compression,
             open_named=self._open_named if self._mounts.named else None,
+            hsts_s=settings.tls.hsts,
         )
         ctx = EdgeContext(
             settings=settings,
@@ -355,7 +432,13 @@ class Server:
             log_cut=self._record.cut,
             log_turned_away=self._record.turned_away,
             give_way=self._give_way,
+            log_handshake=self._record.handshake,
+            tls_fields=hsts_line(settings.tls.hsts),
         )
+        if self._secured is not None:
+            ctx.secure = self._loop.secure
+            ctx.compute = self._make_handshaker().submit
+            self._begin_upkeep(self._secured)
         self._workers.start()
         self._offload.start()
         if ready is not None:
@@ -410,6 +493,9 @@ class Server:
         self._offload.stop(until)
         self._storages.stop(until)
         self._compression_pool.stop(until)
+        self._handshake_pool.stop(until)
+        if self._upkeep is not None:
+            self._upkeep.stop(until)
 
     def stop(self) -> None:
         """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""
@@ -524,14 +610,22 @@ def run(
 ) -> int:
     """Serve `app` until a signal or `Server.stop` ends it; return the exit code. `logs` is closed at the end.
 
-    In the main thread, SIGTERM and SIGINT drain (twice: end at once), SIGHUP reopens log files, SIGUSR1 logs what every
-    thread is doing. An address that cannot be opened is 1.
+    In the main thread, SIGTERM and SIGINT drain (twice: end at once), SIGHUP reopens log files and looks at
+    certificates, SIGUSR1 logs what every thread is doing. An address that cannot be opened is 1.
     """
     access_log = AccessLog(settings.log)
     server = Server(app, settings, access_log)
 
     def announce(server: Server) -> None:
-        banner(settings, app=name, urls=server.urls, files=server.files, version=__version__, stream=sys.stderr)
+        banner(
+            settings,
+            app=name,
+            urls=(*server.urls, *(f"{url} (redirects)" for url in server.redirects)),
+            files=server.files,
+            certificate=server.certificate,
+            version=__version__,
+            stream=sys.stderr,
+        )
         if ready is not None:
             ready(server)
 
@@ -543,7 +637,7 @@ def run(
         control = server.open_control()
         if control is not None:
             last.callback(control.close)
-        with _signals(server, reopen=(access_log.reopen, logs.reopen)):
+        with _signals(server, reopen=(access_log.reopen, logs.reopen, server.look_at_certificates)):
             code = server.run(announce)
             last.close()  # with our handlers still in place: an impatient second signal must not kill the last lines
             return code

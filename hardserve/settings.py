@@ -63,7 +63,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class AddressList:
-    """One or more of host:port, [v6]:port, unix:/path?mode=660&owner=user:group and fd:N, each with ?proxy_protocol."""
+    """Some of host:port, [v6]:port, unix:/path?mode=660&owner=user:group and fd:N, each with ?proxy_protocol.
+
+    At least one, unless there may be `none`.
+    """
+
+    none: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,9 @@ class UrlPath:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The path of a directory."""
+    """The path of a directory, or one of these words."""
+
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +247,17 @@ class ServerSettings:
         AddressList(),
         "Addresses to listen on.",
     )
+    tls: str = setting(
+        "auto",
+        Choice(("auto", "on", "self-signed", "off")),
+        "Whether server.bind speaks HTTPS; auto = if there is a tls.certificate or a [[certificate]].",
+    )
+    redirect: tuple[str, ...] = setting(
+        (),
+        AddressList(none=True),
+        "Addresses for plain HTTP, whose requests are sent to the same place with https.",
+        example=("0.0.0.0:80",),
+    )
     threads: int = setting(8, Int(1, 256), "Threads that run the app.")
     static: tuple[str, ...] = setting(
         (), MountList(), "Directories and files to serve without the app; [[static]] says more of one."
@@ -272,8 +290,56 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    certificate: str = setting(
+        "none",
+        FilePath(("none",)),
+        "Certificate and those above it, but for the root, in PEM; [[certificate]] is for several.",
+        example="./fullchain.pem",
+    )
+    key: str = setting("none", FilePath(("none",)), "Its key, in PEM.", example="./privkey.pem")
+    passphrase_file: str = setting(
+        "none",
+        FilePath(("none",)),
+        "File whose first line opens the key, where that is encrypted.",
+        example="./passphrase.txt",
+    )
+    unknown_names: str = setting(
+        "first",
+        Choice(("first", "refuse")),
+        "What clients get that want a name no certificate is for: the first one, or no connection.",
+    )
+    client_certificates: str = setting(
+        "off",
+        Choice(("off", "optional", "required")),
+        "Whether clients are asked for a certificate of their own, and whether they need one.",
+    )
+    client_ca: str = setting(
+        "none",
+        FilePath(("none",)),
+        "Certificates of those who sign the clients' certificates, in PEM.",
+        example="./client-ca.pem",
+    )
+    handshake_rate: int = setting(
+        1000, Int(0, 1_000_000), "TLS handshakes begun a second; past it clients wait for their turn. 0 = no limit."
+    )
+    hsts: float = setting(
+        0.0,
+        Duration(0.0, 1000 * DAY),
+        "How long browsers will use nothing but HTTPS for this host, once they have been here. 0 = off.",
+    )
+    state: str = setting(
+        "auto",
+        Directory(("auto",)),
+        "Where a self-signed certificate is kept; auto = $STATE_DIRECTORY, or below ~/.local/state.",
+        example="/var/lib/hardserve",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutSettings:
     first_byte: float = setting(20.0, Duration(0.1, HOUR), "For the first byte on a new connection.")
+    handshake: float = setting(10.0, Duration(0.1, 300.0), "For the whole of a TLS handshake.")
     header: float = setting(10.0, Duration(0.1, 300.0), "For the whole head of a request, from its first byte.")
     body: float = setting(30.0, Duration(0.1, HOUR), "Between two reads of a request's body.")
     body_total: float = setting(
@@ -632,6 +698,23 @@ class StaticSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateSettings:
+    """One of several certificates. A client gets the first that is for the name it wants."""
+
+    certificate: str = required(
+        FilePath(), "The certificate and those above it, but for the root, in PEM.", example="./example.org.pem"
+    )
+    key: str = required(FilePath(), "Its key, in PEM.", example="./example.org.key")
+    passphrase_file: str = setting(
+        "none",
+        FilePath(("none",)),
+        "File whose first line opens the key, where that is encrypted.",
+        example="./passphrase.txt",
+        without="none",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorPageSettings:
     """A page for the clients that are refused with some status."""
 
@@ -692,6 +775,9 @@ class Settings:
     server: ServerSettings = field(
         default_factory=ServerSettings, metadata={ABOUT: "Where to listen, and how much to do at once."}
     )
+    tls: TlsSettings = field(
+        default_factory=TlsSettings, metadata={ABOUT: "HTTPS without a proxy in front; see server.tls, too."}
+    )
     timeouts: TimeoutSettings = field(
         default_factory=TimeoutSettings, metadata={ABOUT: "How long to wait, and for whom."}
     )
@@ -744,6 +830,14 @@ class Settings:
         default=(),
         metadata={ABOUT: AboutTables(StaticSettings, "Directories and files served without the app.")},
     )
+    certificate: tuple[CertificateSettings, ...] = field(
+        default=(),
+        metadata={
+            ABOUT: AboutTables(
+                CertificateSettings, "Certificates for HTTPS, chosen by the name that a client wants (SNI)."
+            )
+        },
+    )
     error_page: tuple[ErrorPageSettings, ...] = field(
         default=(),
         metadata={
@@ -753,3 +847,12 @@ class Settings:
             )
         },
     )
+
+    @property
+    def has_certificate(self) -> bool:
+        return self.tls.certificate != "none" or bool(self.certificate)
+
+    @property
+    def serves_tls(self) -> bool:
+        """Whether `server.bind` speaks HTTPS."""
+        return self.has_certificate if self.server.tls == "auto" else self.server.tls != "off"

@@ -194,7 +194,7 @@ def parse(kind: Kind, raw: object) -> Any:
 
 def _list(kind: ListKind, raw: object) -> tuple[Any, ...]:
     read: dict[type, Callable[[object], tuple[Any, ...]]] = {
-        AddressList: _addresses,
+        AddressList: partial(_addresses, none=isinstance(kind, AddressList) and kind.none),
         MethodList: _methods,
         StatusList: _statuses,
         NetworkList: partial(_each, read=_network),
@@ -242,7 +242,7 @@ def _word(kind: Choice, raw: str) -> str:
 
 def _of_files(kind: FieldValue | FileName | Directory | PageFile, raw: str) -> str:
     match kind:
-        case FieldValue() | FileName() if raw.lower() in kind.words:
+        case FieldValue() | FileName() | Directory() if raw.lower() in kind.words:
             return raw.lower()
         case FieldValue() if len(raw) <= kind.max and re.fullmatch(r"[!-~]+(?: +[!-~]+)*", raw):
             return raw
@@ -379,9 +379,9 @@ def _is_path(text: str) -> bool:
     return text.isprintable() and not text.endswith("/") and ("/" in text or "." in text)
 
 
-def _addresses(raw: object) -> tuple[str, ...]:
+def _addresses(raw: object, *, none: bool) -> tuple[str, ...]:
     texts = (raw,) if isinstance(raw, str) else raw
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list | tuple) or not (texts or none) or not all(isinstance(text, str) for text in texts):
         raise ValueError
     seen: list[Address] = []
     for text in texts:
@@ -419,10 +419,18 @@ def _methods(raw: object) -> tuple[str, ...]:
 
 
 def refusal_statuses() -> tuple[int, ...]:
-    """Return every status with which a request may be refused."""
+    """Return every status with which a request may be refused, and not just sent elsewhere."""
     from hardserve import refusals  # noqa: PLC0415 - it imports logging, and the command starts sooner without
 
-    return tuple(sorted({each.status for each in vars(refusals).values() if isinstance(each, refusals.Refusal)}))
+    return tuple(
+        sorted(
+            {
+                each.status
+                for each in vars(refusals).values()
+                if isinstance(each, refusals.Refusal) and each.status >= 400
+            }
+        )
+    )
 
 
 def plain(kind: Kind, value: Any) -> str:

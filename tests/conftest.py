@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parent.parent
 PATIENCE_S = 20.0
 CI = os.environ.get("CI") == "true"
 
-_URL = re.compile(r"http://127\.0\.0\.1:[1-9][0-9]*")
+_URL = re.compile(r"https?://127\.0\.0\.1:[1-9][0-9]*")
 
 
 # --- no skipping in CI ---

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import os
+import shutil
 import socket
+import ssl
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from hardserve.edge.budget import Budget
@@ -24,6 +31,8 @@ from hardserve.protocol import DateClock
 from hardserve.refusals import Refusal
 from hardserve.server import Server
 from hardserve.settings import Settings
+from hardserve.tls.policy import PairFiles
+from tests.certs import client_context, self_signed
 
 # Everything here ends by itself; a test that waits longer than this has failed.
 PATIENCE_S = 10.0
@@ -73,11 +82,12 @@ class Running:
         return int(self.url.rpartition(":")[2])
 
     def connect(self, source: str | None = None) -> Client:
-        return Client(
-            socket.create_connection(
-                ("127.0.0.1", self.port), PATIENCE_S, source_address=(source, 0) if source else None
-            )
+        connected = socket.create_connection(
+            ("127.0.0.1", self.port), PATIENCE_S, source_address=(source, 0) if source else None
         )
+        if not self.url.startswith("https:"):
+            return Client(connected)
+        return Client(TlsSocket(connected))
 
     def exchange(self, data: bytes) -> bytes:
         """Send `data` on a connection of its own and return everything that comes back."""
@@ -94,6 +104,114 @@ class Running:
         return self.exit_codes[0]
 
 
+class TlsSocket:
+    """A client's end of TLS that can do what a socket can: be half closed, and be used by two threads.
+
+    By default it takes whatever certificate it is shown.
+    """
+
+    def __init__(self, raw: socket.socket, context: ssl.SSLContext | None = None, name: str | None = None) -> None:
+        self.raw = raw
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._lock = threading.Lock()
+        try:
+            while not self._shakes_hands():
+                if not self._take(65536):
+                    raise ConnectionError("closed during the handshake")  # noqa: TRY301
+        except BaseException:
+            raw.close()
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+    def _shakes_hands(self) -> bool:
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            self._leave()
+        return True
+
+    def _leave(self) -> None:
+        if data := self._outgoing.read():
+            self.raw.sendall(data)
+
+    def _take(self, count: int) -> bool:
+        data = self.raw.recv(count)
+        with self._lock:
+            if data:
+                self._incoming.write(data)
+        return bool(data)
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), 65536):  # as the server reads it, a client that writes may have to be read
+            with self._lock:
+                self.tls.write(view[start : start + 65536])
+                leaving = self._outgoing.read()
+            self.raw.sendall(leaving)
+
+    def send(self, data: bytes | memoryview) -> int:
+        self.sendall(data)
+        return len(data)
+
+    def recv(self, count: int, flags: int = 0) -> bytes:
+        while True:
+            try:
+                with self._lock:
+                    return self.tls.read(count)
+            except ssl.SSLWantReadError:
+                # Not more than is asked for, so that a slow reader is one.
+                if not self._take(max(count, 64)):
+                    return b""
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    def recv_into(self, buffer: bytearray, count: int = 0) -> int:
+        data = self.recv(count or len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def shutdown(self, how: int) -> None:
+        with self._lock, contextlib.suppress(ssl.SSLError):
+            self.tls.unwrap()  # says close_notify, and would then wait for the server's
+        with contextlib.suppress(OSError):
+            self._leave()
+        self.raw.shutdown(how)
+
+
+@functools.cache
+def own_pair() -> PairFiles:
+    """Return a certificate for this machine that is as good for every test as for the next."""
+    directory = Path(tempfile.mkdtemp(prefix="hardserve-test-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return self_signed("localhost", "127.0.0.1").write(directory)
+
+
+class _Transport:
+    """What `serving` speaks unless a test says otherwise."""
+
+    tls = os.environ.get("HARDSERVE_TEST_TRANSPORT") == "tls"
+
+
+def spoken(connected: socket.socket) -> Any:
+    """Return a connected socket as `serving` speaks on it."""
+    return TlsSocket(connected) if _Transport.tls else connected
+
+
+@contextlib.contextmanager
+def over(transport: str) -> Iterator[None]:
+    """Have `serving` speak "plain" or "tls" while the block runs."""
+    before, _Transport.tls = _Transport.tls, transport == "tls"
+    try:
+        yield
+    finally:
+        _Transport.tls = before
+
+
 @contextlib.contextmanager
 def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     """Serve `app` on a free port of 127.0.0.1 while the block runs; `settings` as for `hardserve.serve`."""
@@ -104,6 +222,9 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     settings.setdefault("limits_client_connections", 0)
     settings.setdefault("limits_client_connection_rate", 0)
     settings.setdefault("max_client_workers", settings["threads"])
+    if _Transport.tls and "tls" not in settings and "certificate" not in settings:
+        settings.setdefault("tls_certificate", str(own_pair().certificate))
+        settings.setdefault("tls_key", str(own_pair().key))
     log = RecordingAccessLog()
     server = Server(app, from_keywords(**settings), log)
     server.bind()
@@ -239,8 +360,8 @@ class Response:
 class Client:
     """A blocking connection. Reading past what the server sent fails the test by its time limit."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self.socket = connected
+    def __init__(self, connected: socket.socket | TlsSocket) -> None:
+        self.socket: Any = connected
         self._buffer = b""
 
     def __enter__(self) -> Self:

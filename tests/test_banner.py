@@ -27,6 +27,14 @@ def test_the_defaults() -> None:
     ]
 
 
+def test_a_certificate_is_shown_in_ten_lines_at_most() -> None:
+    shown = banner_lines(
+        Settings(), app="a", urls=("https://[::]:443",), version="1", files=("/static",), certificate="for a.example"
+    )
+    assert "  certificate for a.example" in shown
+    assert len(shown) <= 10
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

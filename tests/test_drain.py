@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import PATIENCE_S, Client, Response, Running, serving
+from tests.support import PATIENCE_S, Client, Response, Running, serving, spoken
 
 REPOSITORY = Path(__file__).parent.parent
 STOPS = 200
@@ -97,7 +97,7 @@ class ClosedLoop:
 
 
 def tcp(port: int) -> Callable[[], socket.socket]:
-    return lambda: socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+    return lambda: spoken(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
 
 
 def unix(path: Path) -> Callable[[], socket.socket]:
@@ -414,10 +414,11 @@ def test_a_client_that_reads_slowly_gets_everything(keep_alive: bool) -> None:
     with serving(large) as running:
         for listener in running.server._listeners:  # inherited by what it accepts: little fits
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
-        with contextlib.closing(socket.socket()) as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            slow.settimeout(PATIENCE_S)
-            slow.connect(("127.0.0.1", running.port))
+        with contextlib.closing(socket.socket()) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            raw.settimeout(PATIENCE_S)
+            raw.connect(("127.0.0.1", running.port))
+            slow = spoken(raw)
             connection = b"" if keep_alive else b"Connection: close\r\n"
             slow.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n" + connection + b"\r\n")
             received = slow.recv(1000)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hardserve.edge.connection import HEAD, REFUSALS_PER_TURN
-from tests.support import PATIENCE_S, Client, Running, serving
+from tests.support import PATIENCE_S, Client, Running, serving, spoken
 from tests.test_http import GET, connections, echo, eventually, read_digest
 
 BLOCK = b"x" * 65536
@@ -68,7 +68,7 @@ def stingy(running: Running, path: str, source: str) -> Client:
     connecting.settimeout(PATIENCE_S)
     connecting.bind((source, 0))
     connecting.connect(("127.0.0.1", running.port))
-    client = Client(connecting)
+    client = Client(spoken(connecting))
     client.send(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     return client
 

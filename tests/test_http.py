@@ -25,7 +25,7 @@ import pytest
 
 from hardserve.edge.connection import BUSY, CLOSED, READ_BYTES, Connection
 from hardserve.edge.parsing import Request
-from tests.support import PATIENCE_S, Client, Running, edge_context, serving
+from tests.support import PATIENCE_S, Client, Running, edge_context, over, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -57,8 +57,15 @@ def read_rest(client: Client) -> bytes:
     return taken
 
 
+@pytest.fixture(scope="module", params=["plain", "tls"], autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have everything here done over both."""
+    with over(request.param):
+        yield
+
+
 @pytest.fixture(scope="module")
-def echoing() -> Iterator[Running]:
+def echoing(transport: None) -> Iterator[Running]:
     with serving(echo) as running:
         yield running
 
@@ -957,6 +964,8 @@ def test_413_can_be_read_while_the_client_still_sends_5_mb() -> None:
 class Wire:
     """A transport that takes what `room` allows, and does `meanwhile` inside a send."""
 
+    wants_write = False
+
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room
         self.sent = b""
@@ -994,6 +1003,12 @@ class Wire:
         self.room -= taken
         self.sent += bytes(data[:taken])
         return taken
+
+    def pending(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        raise AssertionError("nothing is left over")
 
     def unacknowledged(self) -> int:
         return self.kernel_holds

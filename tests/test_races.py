@@ -44,6 +44,8 @@ GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 class ScriptedTransport:
     """Takes `room` bytes and then no more; `in_send` is called once, in the middle of a send."""
 
+    wants_write = False
+
     def __init__(self) -> None:
         self.incoming: deque[bytes] = deque()
         self.sent = b""
@@ -75,6 +77,12 @@ class ScriptedTransport:
         if not self.room and not self.ends:
             return None
         return self.send(os.pread(descriptor, min(count, self.room), offset))
+
+    def pending(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        raise AssertionError("nothing is left over")
 
     def unacknowledged(self) -> int:
         return 0

@@ -42,9 +42,10 @@ ALLOWED: dict[str, set[str]] = {
     "passwd": EVERYBODYS | {"checks"},
     "demo": EVERYBODYS,
     "mounting": EVERYBODYS | {"configfiles", "files", "loader"},
+    "securing": EVERYBODYS | {"configfiles", "tls"},
     "record": EVERYBODYS | {"edge", "ops", "wsgi"},
     "server": EVERYBODYS
-    | {"mounting", "record"}
+    | {"mounting", "record", "securing", "tls"}
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
     "cli": EVERYBODYS | {"describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
     "__main__": {"cli"},

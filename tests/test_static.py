@@ -41,7 +41,7 @@ from hardserve.http.ranges import MAX_RANGES, PART_OVERHEAD
 from hardserve.pool import Pool
 from hardserve.settings import StaticSettings
 from tests.passwords import basic, write_users
-from tests.support import PATIENCE_S, Client, Response, Running, serving
+from tests.support import PATIENCE_S, Client, Response, Running, serving, spoken
 from tests.test_http import eventually
 from tests.test_ranges import model
 
@@ -224,7 +224,7 @@ def slow_client(running: Running) -> Iterator[Client]:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connected.settimeout(PATIENCE_S)
         connected.connect(("127.0.0.1", running.port))
-        yield Client(connected)
+        yield Client(spoken(connected))
 
 
 def hurry(client: Client) -> None:

@@ -242,7 +242,8 @@ class Acceptor:
         if refusal is None:
             self._hand_on(accepted, peer, client, listener, now)
         else:
-            turn_away(accepted, self._ctx.answer(refusal))
+            # Without TLS, an answer would not be understood, and with it, nobody is turned away cheaply.
+            turn_away(accepted, b"" if listener.tls else self._ctx.answer(refusal))
             self._ctx.refused(refusal, client, peer)
         return refusal
 

@@ -58,6 +58,7 @@ from hardserve.edge.context import (
     BUSY,
     CLOSED,
     DRAIN_IDLE_S,
+    HANDSHAKE,
     HEAD,
     IDLE,
     LINGER,
@@ -70,6 +71,7 @@ from hardserve.edge.gate import PENDING
 from hardserve.edge.parsing import Request
 from hardserve.edge.proxyprotocol import ProxyHeader
 from hardserve.edge.sending import Sending
+from hardserve.edge.tls import Facts, HandshakeError, PlainHttpError, TlsTransport
 from hardserve.protocol import CONTINUE
 from hardserve.refusals import Cut, Refusal
 
@@ -93,7 +95,8 @@ class Connection(Sending):
     """See the module's head for which thread may call what."""
 
     __slots__ = (
-        "_ahead_counted", "_deciding", "_proxy_header", "_reading", "_served", "client", "linger_until", "lingered",
+        "_ahead_counted", "_deciding", "_proxy_header", "_reading", "_served", "_steps", "client", "linger_until",
+        "lingered",
         "listener", "opened", "peer", "refused", "secure", "slot", "trusted",
     )  # fmt: skip
 
@@ -125,6 +128,9 @@ class Connection(Sending):
         self._deciding = False  # BUSY, and no worker knows of it
         self._ahead_counted = 0
         self.read_deadline = now + min(ctx.settings.timeouts.first_byte, ctx.idle_s())
+        self._steps = 0  # of the handshake
+        if isinstance(transport, TlsTransport):
+            self._expect_handshake(now)
         self._proxy_header: ProxyHeader | None = None  # while it is awaited
         if proxy_protocol:
             self._proxy_header = ProxyHeader()
@@ -139,6 +145,12 @@ class Connection(Sending):
         )
 
     @property
+    def tls(self) -> Facts | None:
+        """What the connection is secured with here, None if it is plain. Any thread."""
+        transport = self.transport
+        return transport.facts if isinstance(transport, TlsTransport) else None
+
+    @property
     def idle_since(self) -> float | None:
         """Since when nothing has been asked here, None when something is in progress. I/O thread."""
         if self.phase is not IDLE or self.outbox is not None:
@@ -149,6 +161,9 @@ class Connection(Sending):
 
     def on_readable(self, now: float) -> bool:
         """Take what has arrived and do what follows from it; return whether anything had. I/O thread."""
+        if self.phase is HANDSHAKE:
+            self._shake_hands(now)
+            return True
         room = READ_BYTES if self.phase is IDLE and self.outbox is None and not self.ahead else self._room()
         try:
             data = self.transport.receive(room)
@@ -171,7 +186,64 @@ class Connection(Sending):
         else:
             self.ahead = self.ahead + data if self.ahead else data
             self._advance(now)
+        if self._reading and self.transport.pending():
+            self._ctx.poller.read_again(self)
         return True
+
+    def on_unread(self, now: float) -> None:
+        """Go on with what is inside the transport, unless reading is paused. I/O thread."""
+        if self._reading:
+            self.on_readable(now)
+
+    # --- I/O thread: the handshake ---
+
+    def _expect_handshake(self, now: float) -> None:
+        self.phase = HANDSHAKE
+        self.secure = True
+        self.read_deadline = now + self._ctx.settings.timeouts.handshake
+
+    def _shake_hands(self, now: float) -> None:
+        """Go on with the handshake as far as what has arrived allows. A helper thread computes (edge.tls)."""
+        transport = self.transport
+        assert isinstance(transport, TlsTransport)
+        if transport.computing:
+            self._update_interest(read=False, write=False)  # its client cannot wait
+            return
+        try:
+            need = transport.advance()
+        except PlainHttpError:
+            self.secure = False
+            self.transport = transport.as_plain()
+            self._turn_away(refusals.PLAIN_ON_TLS_PORT, now)
+            self._ctx.log_turned_away(refusals.PLAIN_ON_TLS_PORT, self.client, self.peer[0])
+            return
+        except OSError as error:
+            self._ctx.log_handshake(
+                self, error.reason if isinstance(error, HandshakeError) else f"{error.strerror or error}"
+            )
+            self.cut(refusals.HANDSHAKE_FAILED, now)
+            return
+        if need == "compute":
+            self._steps += 1
+            if not self._ctx.compute(
+                self.client, transport.compute, self._shake_hands, self._shakes_hands, now, self._steps > 1
+            ):
+                self.cut(refusals.HANDSHAKES_FULL, now)
+            return
+        reading, writing = need != "write", need == "write"
+        if (reading, writing) != (self._reading, self._writing):
+            self._update_interest(read=reading, write=writing)
+        if need == "done" and transport.facts is not None and transport.facts.alpn == "acme-tls/1":
+            self.close()  # the certificate was all that was asked for (RFC 8737 3)
+        elif need == "done":
+            self.phase = IDLE
+            self.read_deadline = now + min(self._ctx.settings.timeouts.first_byte, self._ctx.idle_s())
+            self._watch(now)
+            if transport.pending():
+                self._ctx.poller.read_again(self)
+
+    def _shakes_hands(self) -> bool:
+        return self.phase is HANDSHAKE
 
     def _room(self) -> int:
         """Return how much to read at once."""
@@ -251,8 +323,15 @@ class Connection(Sending):
             self._proxy_header = None
             self.secure = header.secure
             trouble = None if header.source is None else self._ctx.identify(self, header.source, now)
-            if isinstance(trouble, Refusal):
+            if self._ctx.secure is not None and self.listener.tls and trouble is None:
+                first, self.ahead = self.ahead, b""
+                self.transport = self._ctx.secure(self.transport, first)  # type: ignore[arg-type]
+                self._expect_handshake(now)
+                self._shake_hands(now)
+            elif isinstance(trouble, Refusal) and not self.listener.tls:
                 self._turn_away(trouble, now)
+            elif isinstance(trouble, Refusal):
+                self.close()  # an answer in plain text would not be understood
             elif trouble is not None:
                 self.cut(trouble, now)
 
@@ -424,6 +503,9 @@ class Connection(Sending):
         request.request_id = request.request_id or new_request_id()
         if request.rate_slots is not None:
             self._ctx.responded(request.rate_slots, refusal.status)
+        fields = request.refusal_fields
+        if self._ctx.tls_fields and self.tls is not None:
+            fields += self._ctx.tls_fields
         answer = self._ctx.pages.response(
             refusal,
             accept=request.headers.get("HTTP_ACCEPT", ""),
@@ -431,7 +513,7 @@ class Connection(Sending):
             date=self._ctx.date.text(),
             head_only=request.command == "HEAD",
             close=close,
-            fields=request.refusal_fields,
+            fields=fields,
         )
         alive = self._send(answer, now)
         self._ctx.log_refusal(self, request, refusal, len(answer))
@@ -491,6 +573,8 @@ class Connection(Sending):
             # No worker is inside `finish` now, so that these belong together.
             phase, aborted, outbox = self.phase, self._aborted, self.outbox
             sendable = outbox is not None and outbox.sendable
+        if phase is HANDSHAKE:
+            return
         if phase is CLOSED:
             if self.abandon is not None:
                 self._begin_abandoning(now)  # the stream began after its client had gone
@@ -501,7 +585,7 @@ class Connection(Sending):
         if outbox is not None:
             self._see_to_unsent(outbox, now, sendable=sendable)
             return
-        if self._writing:
+        if self._writing and not self.transport.wants_write:
             self.write_deadline = math.inf
             self._update_interest(write=False)
             self._ctx.readers.discard(self)
@@ -539,6 +623,8 @@ class Connection(Sending):
             self.close()
             return
         self.transport.shutdown_write()
+        if self.transport.wants_write and not self._writing:
+            self._update_interest(write=True)  # close_notify; `on_writable` brings it on its way
         if self.ahead or self._ahead_counted:
             self.ahead = b""  # it will not be answered
             self._bound_ahead()
@@ -556,7 +642,9 @@ class Connection(Sending):
             if (abandon := self.abandon) is not None and self.read_deadline <= now:
                 self._abandon(abandon, now)
             return
-        if self.deadline() <= now:
+        if self.deadline() <= now and self.phase is HANDSHAKE:
+            self.cut(refusals.HANDSHAKE_DEADLINE, now)
+        elif self.deadline() <= now:
             self._end_for_time(now)
         if self.phase is not CLOSED:
             self._watch(now)  # it has been given more time, by this or by a worker
@@ -586,7 +674,8 @@ class Connection(Sending):
     def begin_drain(self, now: float) -> None:
         """Close soon if idle, but not at once: a request may be on its way, and is answered. I/O thread."""
         with self.lock:
-            if self.phase is IDLE and self.outbox is None:
+            silent = isinstance(self.transport, TlsTransport) and not self.transport.begun
+            if (self.phase is IDLE and self.outbox is None) or (self.phase is HANDSHAKE and silent):
                 self.read_deadline = min(self.read_deadline, now + DRAIN_IDLE_S)
         # A busy one will be given a shorter deadline by `finish` than the one it is filed under.
         self._watch(now)
@@ -646,5 +735,7 @@ class Connection(Sending):
         self._reading = self._reading if read is None else read
         self._writing = self._writing if write is None else write
         self._ctx.poller.set_interest(self, read=self._reading, write=self._writing)
+        if read and self.transport.pending():
+            self._ctx.poller.read_again(self)
 
     # --- worker thread ---

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hardserve.edge.parsing import ParserRules, Request
     from hardserve.edge.readers import Readers
     from hardserve.edge.sending import Sending
+    from hardserve.edge.tls import TlsTransport
+    from hardserve.edge.transport import PlainTransport
     from hardserve.pages import ErrorPages
     from hardserve.protocol import DateClock, SharedFile
     from hardserve.refusals import Cut, Refusal
@@ -37,6 +39,7 @@ FILE_LINE_S = 60.0
 class Phase(Enum):
     """What a connection is doing."""
 
+    HANDSHAKE = "handshake"  # of TLS, and what comes before it
     IDLE = "idle"  # no byte of a next request has come
     HEAD = "head"  # some of a request head has come
     BODY = "body"  # the head was admitted, some of the body is missing
@@ -45,7 +48,7 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
-IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = Phase
+HANDSHAKE, IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = Phase
 
 
 class Poller(Protocol):
@@ -54,6 +57,9 @@ class Poller(Protocol):
     def set_interest(self, connection: Connection, *, read: bool, write: bool) -> None: ...
     def watch(self, connection: Connection, now: float) -> None: ...
     def closed(self, connection: Connection) -> None: ...
+    def read_again(self, connection: Connection) -> None:
+        """Have `connection.on_readable` called soon, though its socket may not be readable (Transport.pending)."""
+
     def wake(self, connection: Connection) -> None:
         """Have the I/O thread call `connection.settle` soon."""
 
@@ -84,6 +90,14 @@ class EdgeContext:
     # them or what was raised. False is that it cannot at the moment.
     read_file: Callable[[SharedFile, int, int, Callable[[bytes | BaseException], None]], bool] = lambda *_: False
     give_way: Callable[[], None] = lambda: None  # lets go of the interpreter lock, if a worker is waiting for it
+    # Has a helper thread compute a step of a handshake (edge.tls.Handshaker.submit). False is that too many wait.
+    compute: Callable[[str, Callable[[], None], Callable[[float], None], Callable[[], bool], float, bool], bool] = (
+        lambda *_: False
+    )
+    # A TLS transport over a plain one of a listener, and what was read of it before. None where there is no TLS.
+    secure: Callable[[PlainTransport, bytes], TlsTransport] | None = None
+    log_handshake: Callable[[Connection, str], None] = lambda *_: None  # why one failed
+    tls_fields: bytes = b""  # header lines of refusals over TLS
     draining: bool = False
     downloads: set[Sending] = field(default_factory=set)  # connections whose files are on their way; I/O thread
     page_cache: PageCache = field(default_factory=PageCache)

@@ -21,6 +21,7 @@ from hardserve.edge.access import Access
 from hardserve.edge.networks import UNIX, Networks, prefix_key
 from hardserve.edge.parsing import Request
 from hardserve.edge.ratelimit import Question, RateLimiter, RateRefusal
+from hardserve.edge.redirect import Redirect
 from hardserve.edge.routes import NO_ROUTE, Found, Routes
 from hardserve.refusals import Refusal
 
@@ -41,6 +42,12 @@ Verdict = Refusal | Pending | None
 PasswordResult = str | BaseException | None  # the user, or why it cannot be told, or None for a wrong one
 
 
+class Door(Protocol):
+    """The address that a connection came in by."""
+
+    redirects: bool
+
+
 class Asker(Protocol):
     """The connection that a request came on."""
 
@@ -49,6 +56,8 @@ class Asker(Protocol):
     trusted: bool
     request: Request | None  # the one that it waits for
 
+    @property
+    def listener(self) -> Door: ...
     def decided(self, request: Request, refusal: Refusal | None, now: float) -> None: ...
     def close(self, *, reset: bool = False) -> None: ...
 
@@ -78,7 +87,7 @@ class Gate:
     __slots__ = (
         "_access", "_auth", "_ban_left_s", "_banned", "_challenge", "_checks", "_family", "_ipv6_prefix", "_limiter",
         "_limits", "_other_family_seen", "_per_request", "_routes", "_trusted", "_unknown_proxy",
-        "file_refusal",
+        "file_refusal", "redirect",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +116,7 @@ class Gate:
         self._ban_left_s = ban_left_s
         self._auth = auth
         self._checks = checks
+        self.redirect: Redirect | None = None  # the server sets it where an address only sends on to HTTPS
         # Why a request with a body is refused that is for a file; the server sets it where there are files.
         self.file_refusal: Callable[[Request], Refusal | None] = lambda _request: None
         self._challenge = f'WWW-Authenticate: Basic realm="{settings.auth.realm}", charset="UTF-8"\r\n'.encode()
@@ -140,7 +150,7 @@ class Gate:
                 return refusal
         verdict = self._limiter.check(request, now) if self._limits else None
         if verdict is None:
-            if self._per_request:
+            if self._per_request or self.redirect is not None:
                 return self._after_rates(asker, request, routes, now)
             return None if request.body_rcv is None else self._size_body(request, NO_ROUTE)
         return self._rate_verdict(verdict, asker, request, self._after_rates, routes, now)
@@ -226,6 +236,8 @@ class Gate:
     # --- with which password ---
 
     def _after_rates(self, asker: Asker, request: Request, routes: Found, now: float) -> Verdict:
+        if self.redirect is not None and asker.listener.redirects:
+            return self.redirect.refusal(request)  # and nobody is asked for a password in plain
         auth = self._auth
         if auth is None or not self._access.needs_password(routes):
             return self._after_password(asker, request, routes, now)

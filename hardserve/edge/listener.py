@@ -42,18 +42,26 @@ class Listener:
         self.address = address
         self.socket = bound
         self.proxy_protocol = parse_address(address).proxy_protocol  # each connection begins with its header
+        self.tls = False  # or with a handshake, or with one after the other
+        self.redirects = False  # requests are sent on to HTTPS
         self._unix_path = unix_path
         self._unix_inode = os.stat(unix_path).st_ino if unix_path else 0
         if bound.family == socket.AF_UNIX:
             self.name, self.port = "localhost", ""
-            self.url = f"unix:{unix_path or bound.getsockname()}"
+            self._place = f"unix:{unix_path or bound.getsockname()}"
         else:
             host, port = bound.getsockname()[:2]
             self.name, self.port = host, str(port)
-            self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            self._place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def __repr__(self) -> str:
         return f"<Listener {self.url}>"
+
+    @property
+    def url(self) -> str:
+        if self.socket.family == socket.AF_UNIX:
+            return self._place
+        return f"{'https' if self.tls else 'http'}://{self._place}"
 
     def quiesce(self) -> None:
         """Let no new connection reach the queue, so that it can be emptied and closed without losing one.
@@ -85,11 +93,18 @@ class Listener:
                 os.unlink(self._unix_path)
 
 
-def open_listeners(address: str, backlog: int) -> list[Listener]:
+def open_listeners(address: str, backlog: int, *, tls: bool = False, redirects: bool = False) -> list[Listener]:
     """Bind and listen on an address whose form the settings have checked; a host name may stand for several.
 
     Raises ListenError, and then holds nothing.
     """
+    opened = _open(address, backlog)
+    for listener in opened:
+        listener.tls, listener.redirects = tls, redirects
+    return opened
+
+
+def _open(address: str, backlog: int) -> list[Listener]:
     parsed = parse_address(address)
     if isinstance(parsed, FdAddress):
         return [_adopt(address, parsed.fd, backlog)]

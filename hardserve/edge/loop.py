@@ -15,6 +15,7 @@ import logging
 import math
 import selectors
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -25,7 +26,8 @@ from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines, Timed
 from hardserve.edge.idle import IdleFinder
 from hardserve.edge.listener import Listener
-from hardserve.edge.transport import HeldCalls, PlainTransport
+from hardserve.edge.tls import TlsTransport
+from hardserve.edge.transport import HeldCalls, PlainTransport, Transport
 from hardserve.refusals import BANNED_NOW, MADE_ROOM, Cut, Refusal
 
 logger = logging.getLogger("hardserve.edge")
@@ -44,11 +46,19 @@ TURN_S = 0.01
 class Loop:
     """Runs connections until told to stop."""
 
-    def __init__(self, listeners: Sequence[Listener], max_connections: int, clients: Clients, peers: Peers) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        max_connections: int,
+        clients: Clients,
+        peers: Peers,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         self.connections: set[Connection] = set()
         self._selector = selectors.DefaultSelector()
         self._deadlines = Deadlines()
         self._held_calls = HeldCalls()
+        self._tls = tls or _no_tls  # the context of the next connection: it is replaced with its certificates
         self._clients = clients
         self._peers = peers
         self._idle = IdleFinder(self.connections)
@@ -67,6 +77,7 @@ class Loop:
             peers=peers,
         )
         self._woken: deque[Connection] = deque()
+        self._unread: set[Connection] = set()  # more is inside their transports
         self._posted: deque[Callable[[float], None]] = deque()
         self._planned: list[tuple[float, int, Callable[[float], None]]] = []  # a heap; the number keeps their order
         self._plans = 0
@@ -156,7 +167,10 @@ class Loop:
                 return
             ready = self._selector.select(self._wait_s(now))
             now = time.monotonic()
+            unread, self._unread = self._unread, set()
             self._do_ready(ready, now)
+            if unread:
+                self._read_on(unread, now)
             self._do_posted(now)
             self._end_late(now)
             self._do_planned(now)
@@ -184,6 +198,20 @@ class Loop:
                 self._give_up(target)
         if refused:
             self._ctx.give_way()
+
+    def _read_on(self, unread: set[Connection], now: float) -> None:
+        """Have those read on whose transports have more inside than a selector tells of, as far as there is time."""
+        while unread:
+            connection = unread.pop()
+            # A reading that was paused is taken up by `set_interest`.
+            try:
+                if connection.phase is not CLOSED and connection.transport.pending():
+                    connection.on_unread(now)
+            except Exception:
+                self._give_up(connection)
+            if time.monotonic() - now > TURN_S:
+                self._unread |= unread
+                return
 
     def _in_time(
         self, ready: list[tuple[selectors.SelectorKey, int]], now: float
@@ -263,7 +291,7 @@ class Loop:
         self._acceptor.pause(now)
 
     def _wait_s(self, now: float) -> float | None:
-        if self._woken or self._posted:
+        if self._woken or self._posted or self._unread:
             return 0.0
         wait_s = self._deadlines.wait_s(now)
         if self._planned:
@@ -305,9 +333,12 @@ class Loop:
 
     def _admit(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
         try:
+            transport: Transport = PlainTransport(accepted, self._held_calls)
+            if listener.tls and not listener.proxy_protocol:
+                transport = self.secure(transport, b"")  # type: ignore[arg-type]
             connection = Connection(
                 self._ctx,
-                PlainTransport(accepted, self._held_calls),
+                transport,
                 peer,
                 client,
                 listener,
@@ -322,6 +353,10 @@ class Loop:
             raise
         self.connections.add(connection)
         self._deadlines.watch(connection, now)
+
+    def secure(self, plain: PlainTransport, first: bytes) -> TlsTransport:
+        """Return TLS over what was a plain transport until now."""
+        return TlsTransport(plain.detach(), self._held_calls, self._tls(), first=first)
 
     def identify(self, connection: Connection, peer: Peer, now: float) -> Refusal | Cut | None:
         """Have a connection count as one of `peer`, which a trusted proxy says it is of; return why it may not be."""
@@ -367,6 +402,9 @@ class Loop:
         else:
             self._selector.unregister(descriptor)
 
+    def read_again(self, connection: Connection) -> None:
+        self._unread.add(connection)
+
     def watch(self, item: Timed, now: float) -> None:
         """Have `item.on_deadline` called when its deadline has passed."""
         self._deadlines.watch(item, now)
@@ -374,5 +412,10 @@ class Loop:
     def closed(self, connection: Connection) -> None:
         self.set_interest(connection, read=False, write=False)
         self._deadlines.forget(connection)
+        self._unread.discard(connection)
         self.connections.discard(connection)
         self._clients.left(connection.client)
+
+
+def _no_tls() -> ssl.SSLContext:
+    raise LookupError("a listener has TLS, and the server has no certificate")

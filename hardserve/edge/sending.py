@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from hardserve import refusals
-from hardserve.edge.context import BUSY, CLOSED, IDLE, LINGER, EdgeContext, Phase
+from hardserve.edge.context import BUSY, CLOSED, HANDSHAKE, IDLE, LINGER, EdgeContext, Phase
 from hardserve.edge.outbox import Outbox, Report
 from hardserve.edge.readers import JUDGED_S
 from hardserve.edge.transport import UNSENT_BYTES
@@ -119,6 +119,16 @@ class Sending:
 
     def on_writable(self, now: float) -> None:
         """Send what the socket takes of what is unsent. I/O thread."""
+        if self.phase is HANDSHAKE:
+            self._shake_hands(now)
+            return
+        if self.transport.wants_write:
+            try:
+                with self.lock:
+                    self.transport.flush()
+            except OSError:
+                self.close()
+                return
         self._send_on(now)
         self.settle(now)
 
@@ -453,6 +463,10 @@ class Sending:
 
     def settle(self, now: float) -> None:
         """Do what follows from what a worker, or the client, has done to this connection. I/O thread."""
+        raise NotImplementedError
+
+    def _shake_hands(self, now: float) -> None:
+        """Go on with the handshake. I/O thread."""
         raise NotImplementedError
 
     def cut(self, why: Cut, now: float) -> None:

@@ -116,6 +116,9 @@ _REASONS = {
 }
 
 
+CLOSED_EARLY = "closed during the handshake"
+
+
 class HandshakeError(OSError):
     """A handshake failed. `reason` is a few words for the log, never the peer's bytes."""
 
@@ -257,7 +260,7 @@ class TlsTransport:
         if data is None:
             return "read"
         if not data:
-            raise HandshakeError("closed during the handshake")
+            raise HandshakeError(CLOSED_EARLY)
         if not self._shake_bytes:
             _check_first(data)
         self._shake_bytes += len(data)
@@ -300,6 +303,11 @@ class TlsTransport:
             self._outcome = "read"
         except Exception as error:  # whatever it is, it ends this handshake and not the thread
             self._outcome = error
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the handshake has arrived. I/O thread."""
+        return self._shake_bytes > 0
 
     @property
     def computing(self) -> bool:
@@ -786,7 +794,6 @@ class Handshaker:
         done: Callable[[float], None],
         wanted: Callable[[], bool],
         now: float,
-        *,
         begun: bool = False,
     ) -> bool:
         """Have a helper call `compute`, and then the I/O thread `done(now)`; return False if too many wait already.

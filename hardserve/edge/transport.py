@@ -49,6 +49,16 @@ class Transport(Protocol):
     def keep_unsent(self, most: int) -> None:
         """Have the kernel take so many bytes beyond what the network takes, at most. Never raises."""
 
+    def pending(self) -> bool:
+        """Return whether `receive` is worth calling before the socket is readable again. I/O thread."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something is left over that no `send` will bring along: `flush` when the socket is writable."""
+
+    def flush(self) -> None:
+        """Send on what `wants_write` is about. I/O thread, with the connection's lock. Raises OSError."""
+
     def unacknowledged(self) -> int:
         """Return how many bytes were sent and have not reached the peer's kernel, 0 where that cannot be told."""
 
@@ -108,6 +118,7 @@ class PlainTransport:
     """Bytes as they are, over a connected stream socket that is already non-blocking."""
 
     __slots__ = ("_held", "_socket")
+    wants_write = False
 
     def __init__(self, connected: socket.socket, held: HeldCalls) -> None:
         self._socket = connected
@@ -139,6 +150,16 @@ class PlainTransport:
     def keep_unsent(self, most: int) -> None:
         with contextlib.suppress(OSError, AttributeError):  # a Unix socket, or a system that has no such limit
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, most)
+
+    def pending(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        return
+
+    def detach(self) -> socket.socket:
+        """Return the socket, for another transport. This one is not used any more."""
+        return self._socket
 
     def unacknowledged(self) -> int:
         try:

@@ -25,6 +25,7 @@ def banner(
     urls: Sequence[str],
     version: str,
     files: Sequence[str] = (),
+    certificate: str = "",
     stream: TextIO,
     environ: Mapping[str, str] | None = None,
 ) -> None:
@@ -34,7 +35,15 @@ def banner(
     except (OSError, ValueError):  # a stream without a descriptor, or closed
         there = Destination.PLAIN
     colour = there is Destination.COLOUR_TERMINAL
-    lines = banner_lines(settings, app=app, urls=urls, version=version, files=files, colour=colour)
+    lines = banner_lines(
+        settings,
+        app=app,
+        urls=urls,
+        version=version,
+        files=files,
+        certificate=certificate,
+        colour=colour,
+    )
     try:
         stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
@@ -49,12 +58,13 @@ def banner_lines(
     urls: Sequence[str],
     version: str,
     files: Sequence[str] = (),
+    certificate: str = "",
     colour: bool = False,
 ) -> list[str]:
     """Return the banner's lines.
 
     `urls` are the addresses in use, `app` is the app as the operator named it, `files` are the URLs whose files are
-    served without it.
+    served without it, `certificate` is what is said of that.
     """
     server, timeouts, limits, log = settings.server, settings.timeouts, settings.limits, settings.log
     bold, dim, plain = (_BOLD, _DIM, _PLAIN) if colour else ("", "", "")
@@ -65,6 +75,7 @@ def banner_lines(
     )
     rows = {
         "listening": "  ".join(_some(urls)),
+        "certificate": certificate,
         "workers": f"{server.threads} thread{'s' * (server.threads != 1)}, queue {server.queue:,}",
         "sizes": sizes,
         "deadlines": deadlines,
@@ -75,7 +86,7 @@ def banner_lines(
     if files:
         rows["files"] = f"{', '.join(_some(files))} without a worker"
     lines = [f"{bold}hardserve {version}{plain} serving {bold}{_printable(app)}{plain}"]
-    lines += [f"  {dim}{name:<11}{plain} {_printable(text)}" for name, text in rows.items()]
+    lines += [f"  {dim}{name:<11}{plain} {_printable(text)}" for name, text in rows.items() if text]
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 
 from hardserve.pages import ErrorPages
 from hardserve.protocol import DateClock, FilePart, Seldom
-from hardserve.securityheaders import DefaultFields
+from hardserve.securityheaders import DefaultFields, hsts_line
 from hardserve.settings import CompressionSettings, HeaderSettings
 from hardserve.wsgi.appfiles import OpenNamed
 from hardserve.wsgi.compress import Compressor
@@ -46,6 +46,12 @@ class Listening(Protocol):
     port: str
 
 
+class Secured(Protocol):
+    """What a connection is secured with, where TLS ends here."""
+
+    def environ(self) -> dict[str, str]: ...
+
+
 class Channel(Protocol):
     """A connection, as the worker that answers on it sees it."""
 
@@ -54,6 +60,8 @@ class Channel(Protocol):
 
     @property
     def listener(self) -> Listening: ...
+    @property
+    def tls(self) -> Secured | None: ...
     def may_keep_alive(self) -> bool: ...
     def client_gone(self) -> bool: ...
     def begin_stream(self, *, open_ended: bool, abandon: Callable[[], bool]) -> None: ...
@@ -119,15 +127,18 @@ class AppContext:
     headers: HeaderSettings = field(default_factory=HeaderSettings)
     compression: CompressionSettings = field(default_factory=CompressionSettings)
     open_named: OpenNamed | None = None  # None where no file may be named
+    hsts_s: float = 0.0  # where TLS ends here
     base_environ: Environ = field(init=False)
     defaults: DefaultFields = field(init=False)
+    tls_fields: bytes = field(init=False)
     compressor: Compressor | None = field(init=False)
     _dropped: dict[str, object] = field(init=False, default_factory=dict)
     # About files that the app names and that are not there: clients may choose names.
     missing_files: Seldom = field(init=False, default_factory=lambda: Seldom(NEWS_S))
 
     def __post_init__(self) -> None:
-        self.defaults = DefaultFields(self.headers)
+        self.defaults = DefaultFields(self.headers, self.hsts_s)
+        self.tls_fields = hsts_line(self.hsts_s)
         self.compressor = Compressor(self.compression) if self.compression.responses == "on" else None
         self.base_environ = base_environ(multithread=self.multithread)
 

@@ -62,11 +62,25 @@ def environ_of(base: Environ, channel: Channel, request: Received) -> Environ:
     environ.update(request.headers)
     environ["HTTP_X_REQUEST_ID"] = request.request_id
     if request.identity is not None or channel.secure:
-        _apply_identity(environ, request.identity, secure=channel.secure)
+        _apply_scheme(environ, channel, request.identity)
     if request.user:
         # A character for each byte of UTF-8, as everything in an environ (PEP 3333).
         environ["REMOTE_USER"], environ["AUTH_TYPE"] = request.user.encode().decode("latin-1"), "Basic"
     return environ
+
+
+def _apply_scheme(environ: Environ, channel: Channel, identity: Identified | None) -> None:
+    """Have `environ` say how the client asked: with TLS here, or as the proxy in front says."""
+    tls = channel.tls
+    if tls is None:
+        _apply_identity(environ, identity, secure=channel.secure)
+        return
+    environ["wsgi.url_scheme"] = "https"
+    environ.update(tls.environ())
+    if identity is not None:
+        _apply_identity(environ, identity, secure=False)
+    if environ["wsgi.url_scheme"] == "https":
+        environ["HTTPS"] = "on"
 
 
 def _apply_identity(environ: Environ, identity: Identified | None, *, secure: bool) -> None:

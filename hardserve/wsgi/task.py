@@ -465,7 +465,7 @@ class Task:
             date=self._ctx.date.text(),
             head_only=request.command == "HEAD",
             close=not self._keep_alive,
-            fields=fields,
+            fields=fields + self._ctx.tls_fields,
         )
         self._finished = True
         self._sent = len(answer)
