@@ -8,6 +8,7 @@ imports what does only when it is needed: `hardserve --version` reads neither Fl
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,16 @@ COMMON = (
     "server.static",
     "server.drain",
     "server.tls",
-    "tls.certificate",
-    "tls.key",
+    "tls.domain",
+    "acme.agree",
     "timeouts.body",
     "limits.body",
-    "limits.connections",
     "log.level",
     "log.access",
     "log.access_format",
 )
+# The flags that go with one command.
+COMMAND_OF = {"--example": "config", "--all": "unban", "--renew": "cert", "--json": "cert"}
 METAVARS = {
     AddressList: "ADDRESS",
     Choice: "WORD",
@@ -104,6 +106,8 @@ def _command() -> click.Command:
         click.Option(["--no-env-file", "no_env_file"], is_flag=True),
         click.Option(["--example", "example"], is_flag=True),
         click.Option(["--all", "everybody"], is_flag=True),
+        click.Option(["--renew", "renew"], is_flag=True),
+        click.Option(["--json", "as_json"], is_flag=True),
         click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_print_help_all),
         click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version),
     ]
@@ -122,8 +126,9 @@ def _command() -> click.Command:
 class _Command(click.Command):
     """One command with one set of flags, in any order, whose help is in groups.
 
-    `demo`, `config`, `bans` and `unban` are words in the place of APP and not click's subcommands, which would have a
-    set of flags each, with a place before and a place after. `passwd` needs no setting, and is a command of its own.
+    `demo`, `config`, `cert`, `bans` and `unban` are words in the place of APP and not click's subcommands, which would
+    have a set of flags each, with a place before and a place after. `passwd` needs no setting, and is a command of its
+    own.
     """
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -138,6 +143,8 @@ class _Command(click.Command):
                     ("demo", "Serve a small app that shows what the server does for it."),
                     ("config", "Print every setting in force and where it came from."),
                     ("config --example", "Print hardserve.toml with every setting at its default."),
+                    ("cert", "Show the certificates and when each is renewed; --json."),
+                    ("cert --renew", "Have the server renew them now."),
                     ("bans", "List the clients that the server has banned."),
                     ("unban CLIENT...", "Let them in again; --all for all of them."),
                     ("passwd FILE USER", "Add a user to the file that auth.users names, or set a password."),
@@ -227,17 +234,13 @@ def _run(
     no_env_file: bool,
     example: bool,
     everybody: bool,
+    renew: bool,
+    as_json: bool,
     **flags: str | tuple[str, ...] | None,
 ) -> None:
     app, *rest = words or (None,)
-    if rest and app != "unban":
-        raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(map(str, rest))})")
-    if example and app != "config":
-        raise click.UsageError("--example goes with config: hardserve config --example")
-    if everybody and app != "unban":
-        raise click.UsageError("--all goes with unban: hardserve unban --all")
-    if app == "unban" and bool(rest) == everybody:
-        raise click.UsageError("unban needs the address of a client, or --all")
+    given = {"--example": example, "--all": everybody, "--renew": renew, "--json": as_json}
+    _check_usage(app, rest, [flag for flag, is_given in given.items() if is_given])
     if example:
         click.echo(example_toml(), nl=False)
         return
@@ -260,11 +263,28 @@ def _run(
         sys.exit(EXIT_CONFIGURATION)
     if app == "config":
         _print_settings(resolved)
+    elif app == "cert":
+        dotenv.apply(os.environ)  # where certificates are kept, it may say
+        sys.exit(_ask_server("renew", resolved.settings) if renew else _show_certificates(resolved, as_json=as_json))
     elif app in ("bans", "unban"):
         sys.exit(_ask_server(app, resolved.settings, [str(client) for client in rest]))
     else:
         dotenv.apply(os.environ)
         sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved))
+
+
+def _check_usage(app: str | None, rest: Sequence[str], flags: Sequence[str]) -> None:
+    """Raise click.UsageError for words and flags of commands that do not go together."""
+    if rest and app != "unban":
+        raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(map(str, rest))})")
+    for flag in flags:
+        command = COMMAND_OF[flag]
+        if app != command:
+            raise click.UsageError(f"{flag} goes with {command}: hardserve {command} {flag}")
+    if app == "unban" and bool(rest) == ("--all" in flags):
+        raise click.UsageError("unban needs the address of a client, or --all")
+    if app == "cert" and len(flags) > 1:
+        raise click.UsageError("--json is for what there is, and not for --renew")
 
 
 def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
@@ -298,8 +318,26 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
     return exit_code
 
 
-def _ask_server(command: str, settings: Settings, clients: Sequence[str]) -> int:
-    """List or lift bans of the server that runs with these settings; `unban` without clients is all of them."""
+def _show_certificates(resolved: Resolved, *, as_json: bool) -> int:
+    from hardserve.cert import held, in_json, in_words, is_good  # noqa: PLC0415
+
+    now = time.time()
+    try:
+        holdings = held(resolved.settings, os.environ, now)
+    except SettingsError as error:
+        click.echo("\n".join(f"hardserve: {resolved.placed(each)}" for each in error.problems), err=True)
+        return EXIT_CONFIGURATION
+    if as_json:
+        click.echo(in_json(holdings, now))
+    elif holdings:
+        click.echo(in_words(holdings, now))
+    else:
+        click.echo("hardserve: these settings are without a certificate: the server speaks plain HTTP", err=True)
+    return 0 if is_good(holdings) else EXIT_FAILURE
+
+
+def _ask_server(command: str, settings: Settings, clients: Sequence[str] = ()) -> int:
+    """Have the server that runs with these settings list or lift bans, or renew; `unban` without clients is all."""
     from hardserve.ops.control import ControlError, ask, control_path  # noqa: PLC0415
 
     path = control_path(settings.server, os.environ, os.getuid())
@@ -309,6 +347,9 @@ def _ask_server(command: str, settings: Settings, clients: Sequence[str]) -> int
         )
         return EXIT_FAILURE
     try:
+        if command == "renew":
+            click.echo("\n".join(map(str, ask(path, "renew"))))
+            return 0
         if command == "bans":
             bans = ask(path, "bans")
             for ban in bans if isinstance(bans, list) else []:

@@ -109,6 +109,8 @@ def _describe_rule(kind: Kind) -> str:
             text = (
                 f'some of {", ".join(NETWORK_WORDS)}, networks and addresses, such as ["192.0.2.0/24", "2001:db8::/32"]'
             )
+        case HostList() if kind.domains:
+            text = 'some names, such as ["example.org", "www.example.org"]'
         case HostList():
             text = 'some names and addresses without a port, such as ["example.com", ".example.org"], or "*" for any'
         case StatusList():

@@ -260,11 +260,23 @@ class _Merge:
         for section in SECTIONS:
             given = {each.attribute: self._values[each.key] for each in section.options if each.key in self._values}
             settings = replace(settings, **{section.name: replace(getattr(settings, section.name), **given)})
+        settings = self._for_domains(settings)
         for name, tables in self._tables.items():
             settings = replace(settings, **{name: tuple(tables.values())})  # type: ignore[arg-type]  # names are data
         problems = [*self.problems, *self._contradictions(settings), *self._repetitions(), *self._bad_files()]
         if problems:
             raise SettingsError(problems)
+        return settings
+
+    def _for_domains(self, settings: Settings) -> Settings:
+        """Have a server that is to be a site on the Internet listen there, unless somebody has said where."""
+        if settings.tls.domain and not {"server.bind", "server.redirect"} & (self.where.keys() | self._unusable):
+            import socket  # noqa: PLC0415  # `hardserve --version` does without it
+
+            every = ("0.0.0.0", "[::]") if socket.has_dualstack_ipv6() else ("0.0.0.0",)  # noqa: S104  # as is meant
+            bind, redirect = (tuple(f"{host}:{port}" for host in every) for port in (443, 80))
+            self.origins["server.bind"] = self.origins["server.redirect"] = "default with tls.domain"
+            return replace(settings, server=replace(settings.server, bind=bind, redirect=redirect))
         return settings
 
     def _contradictions(self, settings: Settings) -> Iterator[str]:
@@ -345,14 +357,50 @@ class _Merge:
         keys = {"server.tls", "tls.certificate", "tls.client_certificates"}
         if self._unusable & keys:
             return
-        if tls.client_ca != "none" and tls.client_certificates == "off":
+        asking = list(self._lacking_of_routes(settings))
+        yield from asking
+        if tls.client_ca != "none" and tls.client_certificates == "off" and not asking:
             yield f'{self.where["tls.client_ca"]}: expected also tls.client_certificates, "optional" or "required"'
         if settings.server.tls == "on" and not settings.has_certificate:
             yield f'{self.where["server.tls"]} = "on": expected also tls.certificate, or a [[certificate]]'
         if settings.server.tls == "self-signed" and settings.has_certificate:
-            given = self.where.get("tls.certificate") or self.where["certificate[0].certificate"]
+            places = ("tls.certificate", "tls.domain", "certificate[0].certificate")
+            given = next(self.where[place] for place in places if place in self.where)
             yield f'{self.where["server.tls"]} = "self-signed": expected no other certificate, but there is {given}'
         yield from self._lacking_tls(settings)
+        yield from self._lacking_of_acme(settings)
+
+    def _lacking_of_acme(self, settings: Settings) -> Iterator[str]:
+        """Say why no CA would issue the certificate for tls.domain, or that none is asked for."""
+        acme = {option.key: option.default for option in OPTIONS if option.section == "acme"}
+        if self._unusable & {"tls.domain", *acme}:
+            return
+        if settings.tls.domain:
+            if "tls.domain" in self.where and settings.server.tls == "off":
+                yield f'{self.where["tls.domain"]}: expected server.tls to be another than "off"'
+            from hardserve.securing import acme_problems  # noqa: PLC0415  # it is for few
+
+            for key, problem in acme_problems(settings):
+                yield f"{self.where.get(key, key)}: {problem}"
+        else:
+            for key, default in acme.items():
+                if key in self.where and attrgetter(key)(settings) != default:
+                    yield f"{self.where[key]}: expected also tls.domain, the names of the certificate"
+
+    def _lacking_of_routes(self, settings: Settings) -> Iterator[str]:
+        """Say which routes ask for what no client is asked for, or let in whom the server does not."""
+        demand = settings.tls.client_certificates
+        needs = ['tls.client_certificates = "optional", to have clients asked']
+        if settings.tls.client_ca == "none" and "tls.client_ca" not in self._unusable:
+            needs.append("tls.client_ca, who signs their certificates")
+        if not settings.serves_tls:
+            needs.append('a tls.certificate, or server.tls = "self-signed"')
+        for key, value in self._in_tables(BY_TABLE["route"], "client_certificate"):
+            said = f"{self.where[key]} = {show(value)}"
+            if value == "required" and demand == "off":
+                yield f"{said}: expected also {'; and '.join(needs)}"
+            elif value == "optional" and demand == "required":
+                yield f'{said}: never counts, because of {self.where["tls.client_certificates"]} = "required"'
 
     def _lacking_tls(self, settings: Settings) -> Iterator[str]:
         if not settings.serves_tls:

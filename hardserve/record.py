@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from hardserve.edge.bans import Bans
 from hardserve.edge.deadlines import Timer
+from hardserve.edge.handshake import CLOSED_EARLY
 from hardserve.edge.networks import Networks
-from hardserve.edge.tls import CLOSED_EARLY
 from hardserve.ops.accesslog import AccessEntry, AccessLog
 from hardserve.ops.refusallog import RefusalLog
 from hardserve.refusals import Cut, DryRun, Refusal

@@ -75,6 +75,11 @@ HOST_NOT_SERVED = Refusal(
 ACCESS_DENIED = Refusal(
     "access_denied", 403, "Access from your address is not allowed.", False, "RFC 9110 15.5.4", offence=True
 )
+# Not 401, which has to name a scheme by which the same connection could try again (RFC 9110 15.5.2), nor a 400, which
+# nginx gives: nothing is wrong with the request. A person meets it who has not installed the certificate yet.
+CLIENT_CERTIFICATE_MISSING = Refusal(
+    "client_certificate_missing", 403, "A client certificate is needed here.", False, "RFC 9110 15.5.4"
+)
 METHOD_NOT_ALLOWED = Refusal("method_not_allowed", 405, "This method is not allowed here.", False, "RFC 9110 15.5.6")
 RATE_LIMITED = Refusal(
     "rate_limited", 429, "Too many requests; try again later.", False, "RFC 6585 4", logging.WARNING, offence=True

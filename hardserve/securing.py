@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from hardserve.addresses import TcpAddress, parse_address
 from hardserve.configfiles import SettingsError
-from hardserve.tls import selfsigned
+from hardserve.tls import certificates, selfsigned
+from hardserve.tls.acme.settings import HTTP_01, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, TLS_ALPN_01, AcmeSettings
+from hardserve.tls.acme.settings import problems as acme_settings_problems
 from hardserve.tls.certificates import CertificateError, Pair, day
 from hardserve.tls.names import covers, normal_name
 from hardserve.tls.policy import PairFiles
@@ -22,22 +24,38 @@ from hardserve.tls.store import CertificateStore
 from hardserve.values import show
 
 if TYPE_CHECKING:
+    import ssl
+
     from hardserve.settings import CertificateSettings, Settings, TlsSettings
+    from hardserve.tls.acme.challenges import Challenges
+    from hardserve.tls.acme.manager import Manager
+    from hardserve.tls.hello import ClientHello
     from hardserve.tls.upkeep import Renew
 
 logger = logging.getLogger("hardserve.tls")
 
-SELF_SIGNED_DIRECTORY = "self-signed"  # below the state directory
+# Below the state directory.
+SELF_SIGNED_DIRECTORY = "self-signed"
+TEMPORARY_DIRECTORY = "temporary"  # self-signed, until the CA has issued one
+ACME_DIRECTORY = "acme"
 # More names than this are counted in the banner.
 NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Secured:
-    """The certificates of a server. `renew` makes its own anew; None where they come from somebody else."""
+    """The certificates of a server.
+
+    `renew` makes its own anew when it is time, `anew` at once, or raises CertificateError; None where they come from
+    somebody else. `manager` is whoever has a CA issue one, and `challenges` what that CA asks for; None where there is
+    no CA.
+    """
 
     store: CertificateStore
     renew: Renew | None = None
+    manager: Manager | None = None
+    challenges: Challenges | None = None
+    anew: Renew | None = None
 
     @property
     def about(self) -> str:
@@ -51,6 +69,8 @@ class Secured:
             text += f", and {len(others)} more"
         if first.self_signed:
             text = f"self-signed, until {day(first.not_after)}; SHA-256 {first.fingerprint}"
+        if first.self_signed and self.manager is not None:
+            text = f"{names}: a self-signed one until the CA has issued another"
         return text
 
     def has(self, host: str) -> bool:
@@ -58,23 +78,51 @@ class Secured:
         name = normal_name(host)
         return name is not None and any(covers(pair.names, name) for pair in self.store.pairs)
 
+    def renew_now(self) -> list[str]:
+        """Renew what can be, and look at the files of the others; return what an operator should know.
+
+        Any thread; may block on files. Raises CertificateError, and what was served is served on.
+        """
+        now = time.time()
+        said = [] if self.anew is None else self.anew(now)
+        said += self.store.reload(now)
+        for sentence in said:
+            logger.warning("%s", sentence)
+        if self.manager is not None:
+            seconds = self.manager.renew_now()
+            when = "now" if seconds < 1 else f"in {seconds:.0f} seconds, which is when the CA takes it"
+            said.append(f"a new certificate is ordered {when}; the log says how that ends")
+        return said or ["the files of the certificates were looked at: there is nothing new in them"]
+
+    def context_for(self, hello: ClientHello) -> ssl.SSLContext | None:
+        """Return what a CA is answered that looks whether a name is ours; None for everybody else. I/O thread."""
+        challenges = self.challenges
+        if challenges is None or not challenges.expects_handshakes or not hello.is_validation:
+            return None
+        name = hello.server_name
+        return challenges.context_for_challenge(None if name is None else name.decode("ascii", "replace"))
+
 
 def secured_by(settings: Settings, hosts: Sequence[str], environ: Mapping[str, str]) -> Secured:
     """Return the certificates of a server with these settings; `hosts` are the names that it serves.
 
     Blocks on files, and may make a certificate. Raises SettingsError with every problem.
     """
-    renew = None
     files = list(_files(settings))
     now = time.time()
+    renew = anew = None
+    acme: Acme | None = None
+    own: list[PairFiles] = []
     try:
         if settings.server.tls == "self-signed":
             directory = state_directory(settings.tls.state, environ) / SELF_SIGNED_DIRECTORY
-            pairs, renew = _self_signed(directory, _names(settings, hosts), now)
-        else:
-            pairs = list(_pairs(settings))
+            own, renew, anew = _self_signed(directory, own_names(settings, hosts), now)
+        elif settings.tls.domain:
+            acme = Acme(settings, environ)
+            own = acme.first(now)
+        others = list(pair_files(settings))
         store = CertificateStore(
-            pairs,
+            [*own, *others],
             unknown="refuse" if settings.tls.unknown_names == "refuse" else "default",
             client_ca=None if settings.tls.client_ca == "none" else _path(settings.tls.client_ca),
             client_certificates=settings.tls.client_certificates,  # type: ignore[arg-type]  # one of the same words
@@ -83,9 +131,12 @@ def secured_by(settings: Settings, hosts: Sequence[str], environ: Mapping[str, s
     except CertificateError as error:
         raise SettingsError([_placed(problem, files) for problem in error.problems]) from None
     for warning in warnings:
-        if not (renew and _is_of_itself(warning, store.pairs)):
+        if not (own and _is_of_itself(warning, store.pairs)):
             logger.warning("%s", warning)
-    return Secured(store, renew)
+    if acme is None:
+        return Secured(store, renew, anew=anew)
+    acme.installs(store, others)
+    return Secured(store, None, acme.manager, acme.challenges)
 
 
 def _is_of_itself(warning: str, pairs: Sequence[Pair]) -> bool:
@@ -97,7 +148,8 @@ def _path(text: str) -> Path:
     return Path(text).absolute()  # the app may go to another directory, and files are looked at again later
 
 
-def _pairs(settings: Settings) -> Iterator[PairFiles]:
+def pair_files(settings: Settings) -> Iterator[PairFiles]:
+    """Yield the files that somebody else keeps, in the operator's order. Pure."""
     own: list[TlsSettings | CertificateSettings] = [settings.tls] if settings.tls.certificate != "none" else []
     for each in (*own, *settings.certificate):
         secret = _path(each.passphrase_file) if each.passphrase_file not in ("", "none") else None
@@ -141,7 +193,7 @@ def state_directory(setting: str, environ: Mapping[str, str]) -> Path:
         raise SettingsError([problem]) from None
 
 
-def _names(settings: Settings, hosts: Sequence[str]) -> tuple[str, ...]:
+def own_names(settings: Settings, hosts: Sequence[str]) -> tuple[str, ...]:
     """Return the names and addresses that clients may call this server by, those first that somebody has named."""
     names: list[str] = []
     for host in hosts:
@@ -153,10 +205,10 @@ def _names(settings: Settings, hosts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names, *selfsigned.host_names())))
 
 
-def _self_signed(directory: Path, names: Sequence[str], now: float) -> tuple[list[PairFiles], Renew]:
-    def keep(now: float) -> selfsigned.SelfSigned:
+def _self_signed(directory: Path, names: Sequence[str], now: float) -> tuple[list[PairFiles], Renew, Renew]:
+    def keep(now: float, *, force: bool = False) -> selfsigned.SelfSigned:
         try:
-            return selfsigned.keep(directory, names, now)
+            return selfsigned.keep(directory, names, now, force=force)
         except OSError as error:
             where = error.filename or directory
             problem = f"a self-signed certificate cannot be kept in {where}: {error.strerror or error}"
@@ -169,7 +221,117 @@ def _self_signed(directory: Path, names: Sequence[str], now: float) -> tuple[lis
             return error.problems
         return [f"a new self-signed certificate was made: {kept.why}"] if kept.made else []
 
+    def anew(now: float) -> list[str]:
+        return [f"a new self-signed certificate was made: {keep(now, force=True).why}"]
+
     kept = keep(now)
     if kept.made:
         logger.info("a self-signed certificate was made in %s: %s", directory, kept.why)
-    return [kept.pair.files], renew
+    return [kept.pair.files], renew, anew
+
+
+# --- a certificate that a CA issues ---
+
+
+def acme_settings(settings: Settings) -> AcmeSettings | None:
+    """Return what is said about the CA, None if no certificate of one is wanted. Pure."""
+    if not settings.tls.domain:
+        return None
+    acme = settings.acme
+    if acme.challenge != "auto":
+        challenges: tuple[str, ...] = (acme.challenge,)
+    elif settings.server.redirect:
+        challenges = (HTTP_01, TLS_ALPN_01)
+    else:
+        challenges = (TLS_ALPN_01,)
+    return AcmeSettings(
+        names=settings.tls.domain,
+        agree=acme.agree == "on",
+        email=_unless_none(acme.email),
+        directory=_DIRECTORIES.get(acme.directory, acme.directory),
+        challenges=challenges,
+        eab_kid=_unless_none(acme.eab_kid),
+        eab_key_file=_path(acme.eab_key_file) if acme.eab_key_file != "none" else None,
+        ca_file=_path(acme.ca_file) if acme.ca_file != "none" else None,
+        profile=_unless_none(acme.profile),
+    )
+
+
+def acme_directory(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """Return where what a CA issues is kept. Raises SettingsError if nobody says where."""
+    return state_directory(settings.tls.state, environ) / ACME_DIRECTORY
+
+
+def acme_problems(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each setting because of which no CA would issue a certificate, and why."""
+    acme = acme_settings(settings)
+    if acme is not None:
+        for field, sentence in acme_settings_problems(acme):
+            advice = '; acme.agree = "on" does' if field == "agree" else ""
+            yield _KEYS[field], sentence + advice
+        if acme.challenges == (HTTP_01,) and not settings.server.redirect:
+            yield "acme.challenge", "expected also server.redirect, where the CA asks for it (port 80)"
+
+
+_DIRECTORIES = {"letsencrypt": LETS_ENCRYPT, "letsencrypt-staging": LETS_ENCRYPT_STAGING}
+# The settings that the fields of AcmeSettings are made of.
+_KEYS = {
+    "names": "tls.domain",
+    "directory": "acme.directory",
+    "challenges": "acme.challenge",
+    "eab_kid": "acme.eab_kid",
+    "eab_key_file": "acme.eab_key_file",
+    "email": "acme.email",
+    "agree": "acme.agree",
+}
+
+
+def _unless_none(text: str) -> str:
+    return "" if text == "none" else text
+
+
+class Acme:
+    """The certificate of a CA, on its way into a store that is made after it. Main thread, but for what it installs."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        """Raises SettingsError where what it takes is not installed."""
+        try:
+            from hardserve.tls.acme.challenges import Challenges  # noqa: PLC0415  # an extra
+            from hardserve.tls.acme.manager import Manager  # noqa: PLC0415
+        except ImportError as error:
+            problem = f'tls_domain: needs what `pip install "hardserve[acme]"` brings: {error}'
+            raise SettingsError([problem]) from None
+        wanted = acme_settings(settings)
+        assert wanted is not None
+        self._temporary = state_directory(settings.tls.state, environ) / TEMPORARY_DIRECTORY
+        self._names = wanted.names
+        self._pair: PairFiles | None = None  # before there is a store
+        self._store: CertificateStore | None = None
+        self._others: Sequence[PairFiles] = ()
+        self.challenges = Challenges()
+        self.manager = Manager(wanted, acme_directory(settings, environ), self.challenges, self._installed)
+
+    def __repr__(self) -> str:
+        return f"<Acme {self.manager!r}>"
+
+    def first(self, now: float) -> list[PairFiles]:
+        """Return what to begin with: what the CA has issued before, or else a temporary one."""
+        if self.manager.take() and self._pair is not None:
+            try:
+                certificates.load(self._pair, now)
+            except CertificateError as error:
+                logger.warning("what the CA has issued cannot be served: %s", "; ".join(error.problems))
+            else:
+                return [self._pair]
+        return _self_signed(self._temporary, self._names, now)[0]
+
+    def installs(self, store: CertificateStore, others: Sequence[PairFiles]) -> None:
+        """From now on, have `store` serve what is issued, before `others`."""
+        self._store, self._others = store, others
+
+    def _installed(self, certificate: Path, key: Path) -> None:
+        """ACME thread, and the main thread in `first`. Raises CertificateError."""
+        self._pair = PairFiles(certificate, key)
+        if self._store is not None:
+            for warning in self._store.use([self._pair, *self._others], time.time()):
+                logger.warning("%s", warning)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hardserve import __version__
@@ -26,10 +26,12 @@ from hardserve.checks.offload import Offload
 from hardserve.configfiles import SettingsError
 from hardserve.edge.admission import Peers
 from hardserve.edge.budget import Budget
+from hardserve.edge.challenge import ChallengeAnswers, Serve
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import BUSY, Connection, EdgeContext
 from hardserve.edge.deadlines import Timer
 from hardserve.edge.gate import Gate
+from hardserve.edge.handshaker import Handshaker
 from hardserve.edge.listener import Listener, ListenError, open_listeners
 from hardserve.edge.loop import Loop
 from hardserve.edge.networks import Networks, prefix_key
@@ -37,7 +39,6 @@ from hardserve.edge.parsing import ParserRules, Request
 from hardserve.edge.ratelimit import RateLimiter
 from hardserve.edge.readers import Readers
 from hardserve.edge.redirect import Redirect
-from hardserve.edge.tls import Handshaker
 from hardserve.files.mounts import Mounts
 from hardserve.files.sendfile import NotMountedError, Sender
 from hardserve.files.static import FileContext, StaticFiles
@@ -48,7 +49,7 @@ from hardserve.loader.hosts import has_proxy_fix, hosts_of
 from hardserve.mounting import mounts_of
 from hardserve.ops.accesslog import AccessLog
 from hardserve.ops.banner import banner
-from hardserve.ops.control import ControlError, ControlSocket, control_path
+from hardserve.ops.control import CommandError, ControlError, ControlSocket, control_path
 from hardserve.ops.operate import Operations
 from hardserve.ops.supervisor import is_supervised
 from hardserve.pages import ErrorPages
@@ -187,9 +188,10 @@ class Server:
         clients = Clients(limits.client_connections, limits.client_connection_rate)
         peers = Peers(self._trusted, limits.ipv6_prefix, self._record.is_banned)
         connections = self._max_connections()
-        store = None if self._secured is None else self._secured.store
-        tls = None if store is None else lambda: store.context
-        self._loop = self._record.loop = Loop(self._listeners, connections, clients, peers, tls)
+        secured = self._secured
+        tls = None if secured is None else lambda: secured.store.context
+        choose = None if secured is None or secured.challenges is None else secured.context_for
+        self._loop = self._record.loop = Loop(self._listeners, connections, clients, peers, tls, choose)
         self._max_open_files = max(FILES_AT_LEAST, self._descriptors() - connections - SPARE_DESCRIPTORS)
         half = max(1, self.settings.server.threads // 2)
         self._readers = Readers(half, self._budget, self._workers.wanted, self._loop)
@@ -398,6 +400,10 @@ class Server:
         self._make_limiter()
         files = self._make_files()
         gate = self._make_gate(files)
+        serve_file: Serve | None = None if files is None else files.serve
+        if self._secured is not None and self._secured.challenges is not None:
+            answers = ChallengeAnswers(self._secured.challenges.answer, self._date, self._record.outcome, serve_file)
+            gate.is_challenge, serve_file = answers.expects, answers.serve
         self._say_what_proxy_fix_does()
         self._app_ctx = AppContext(
             self._app,
@@ -423,7 +429,7 @@ class Server:
             pages=self._pages,
             admit=gate.admit,
             identify=self._loop.identify,
-            serve_file=None if files is None else files.serve,
+            serve_file=serve_file,
             read_file=self._read_file,
             dispatch=self._dispatch,
             withdraw=self._withdraw,
@@ -439,6 +445,8 @@ class Server:
             ctx.secure = self._loop.secure
             ctx.compute = self._make_handshaker().submit
             self._begin_upkeep(self._secured)
+            if self._secured.manager is not None:
+                self._secured.manager.start()
         self._workers.start()
         self._offload.start()
         if ready is not None:
@@ -459,7 +467,7 @@ class Server:
             self._record.bans,
             lambda address: prefix_key(address, 32, self.settings.limits.ipv6_prefix),
         )
-        control = ControlSocket(path, operations.commands())
+        control = ControlSocket(path, {**operations.commands(), "renew": self._renew})
         try:
             control.start()
         except ControlError as error:
@@ -469,6 +477,17 @@ class Server:
             logger.warning("%s; `hardserve bans` cannot be asked of this one", error)
             return None
         return control
+
+    def _renew(self, _arguments: Mapping[str, object]) -> list[str]:
+        """Renew certificates, and return what an operator should know. Control thread."""
+        if self._secured is None:
+            raise CommandError("this server speaks plain HTTP: there is no certificate to renew")
+        from hardserve.tls.pemfiles import CertificateError  # noqa: PLC0415  # as above
+
+        try:
+            return self._secured.renew_now()
+        except CertificateError as error:
+            raise CommandError("; ".join(error.problems)) from None
 
     @property
     def healthy(self) -> bool:
@@ -496,6 +515,8 @@ class Server:
         self._handshake_pool.stop(until)
         if self._upkeep is not None:
             self._upkeep.stop(until)
+        if self._secured is not None and self._secured.manager is not None:
+            self._secured.manager.stop(until)
 
     def stop(self) -> None:
         """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""

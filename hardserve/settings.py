@@ -101,7 +101,12 @@ class NetworkList:
 
 @dataclass(frozen=True, slots=True)
 class HostList:
-    """Any number of host names and addresses without a port; ".example.com" is the name and all below it, "*" any."""
+    """Any number of host names and addresses without a port; ".example.com" is the name and all below it, "*" any.
+
+    With `domains`, names alone, each of one host, such as a certificate authority can prove.
+    """
+
+    domains: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +255,7 @@ class ServerSettings:
     tls: str = setting(
         "auto",
         Choice(("auto", "on", "self-signed", "off")),
-        "Whether server.bind speaks HTTPS; auto = if there is a tls.certificate or a [[certificate]].",
+        "Whether server.bind speaks HTTPS; auto = if there is a certificate, or a tls.domain.",
     )
     redirect: tuple[str, ...] = setting(
         (),
@@ -291,6 +296,12 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
+    domain: tuple[str, ...] = setting(
+        (),
+        HostList(domains=True),
+        "Names for a CA's certificate; see [acme].",
+        example=("example.org", "www.example.org"),
+    )
     certificate: str = setting(
         "none",
         FilePath(("none",)),
@@ -331,9 +342,39 @@ class TlsSettings:
     state: str = setting(
         "auto",
         Directory(("auto",)),
-        "Where a self-signed certificate is kept; auto = $STATE_DIRECTORY, or below ~/.local/state.",
+        "Where certificates of our own are kept; auto = $STATE_DIRECTORY, or below ~/.local/state.",
         example="/var/lib/hardserve",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthoritySettings:
+    agree: str = setting("off", Choice(("on", "off")), "Whether you agree to the CA's terms of service.", example="on")
+    email: str = setting("none", Text(254), "Where the CA writes to if something is wrong.", example="you@example.org")
+    directory: str = setting(
+        "letsencrypt",
+        Text(2048),
+        "letsencrypt, letsencrypt-staging (to try things), or the https URL of another CA's directory.",
+        example="https://ca.internal/acme/directory",
+    )
+    challenge: str = setting(
+        "auto",
+        Choice(("auto", "http-01", "tls-alpn-01")),
+        "How names are proven; auto = over server.redirect if there is one, or else over server.bind.",
+    )
+    eab_kid: str = setting(
+        "none", Text(1024), "Id of the key that ties the account to one that you have with the CA.", example="kid-1"
+    )
+    eab_key_file: str = setting(
+        "none", FilePath(("none",)), "File with that key, as the CA gives it (base64url).", example="./eab.key"
+    )
+    ca_file: str = setting(
+        "none",
+        FilePath(("none",)),
+        "Certificates that the CA's own site is verified with, in PEM, for a CA of your own.",
+        example="./ca.pem",
+    )
+    profile: str = setting("none", Text(64), "Kind of certificate, where the CA has several.", example="shortlived")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -621,6 +662,13 @@ class RouteSettings:
         example="off",
         without="auth.required",
     )
+    client_certificate: str | None = setting(
+        None,
+        Choice(("required", "optional")),
+        "Whether these requests need a certificate of the client's own; others get 403.",
+        example="optional",
+        without="tls.client_certificates",
+    )
     max_body: int | None = setting(
         None,
         Size(0, TIB),
@@ -778,6 +826,10 @@ class Settings:
     tls: TlsSettings = field(
         default_factory=TlsSettings, metadata={ABOUT: "HTTPS without a proxy in front; see server.tls, too."}
     )
+    acme: AuthoritySettings = field(
+        default_factory=AuthoritySettings,
+        metadata={ABOUT: "The certificate authority (CA) that issues the certificate for tls.domain."},
+    )
     timeouts: TimeoutSettings = field(
         default_factory=TimeoutSettings, metadata={ABOUT: "How long to wait, and for whom."}
     )
@@ -850,7 +902,8 @@ class Settings:
 
     @property
     def has_certificate(self) -> bool:
-        return self.tls.certificate != "none" or bool(self.certificate)
+        """Whether there is one that somebody else signs."""
+        return self.tls.certificate != "none" or bool(self.certificate) or bool(self.tls.domain)
 
     @property
     def serves_tls(self) -> bool:

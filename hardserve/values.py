@@ -198,7 +198,7 @@ def _list(kind: ListKind, raw: object) -> tuple[Any, ...]:
         MethodList: _methods,
         StatusList: _statuses,
         NetworkList: partial(_each, read=_network),
-        HostList: partial(_each, read=_host_name),
+        HostList: partial(_each, read=_domain if isinstance(kind, HostList) and kind.domains else _host_name),
         MountList: partial(_each, read=parse_mount),
         PathGlobList: partial(_each, read=parse_path_glob),
     }
@@ -357,6 +357,12 @@ def _host_name(text: str) -> str:
             f'{show(text)}: expected a name such as "example.com", ".example.com" for it and all below, an address, '
             'or "*"; without a port'
         ) from None
+
+
+def _domain(text: str) -> str:
+    from hardserve.tls.acme.settings import normal_name  # noqa: PLC0415  # for few
+
+    return normal_name(text)
 
 
 def _statuses(raw: object) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -13,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.browser import Browser
 
 REPOSITORY = Path(__file__).parent.parent
 # Everything here ends by itself; what takes longer than this has failed.
@@ -52,6 +56,15 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ")
+
+
+# --- no waiting for the garbage of others ---
+
+
+def pytest_collection_finish() -> None:
+    """Keep what importing all these modules has made out of every later collection: many tests make one."""
+    gc.collect()
+    gc.freeze()
 
 
 # --- the command ---
@@ -142,6 +155,15 @@ def start_command(tmp_path_factory: pytest.TempPathFactory) -> StartCommand:
             process.stderr.close()
 
     return start
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return a browser that knows no site yet but those of other tests."""
+    from tests.browser import running_browser  # it starts slowly, and few need it
+
+    with running_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -192,6 +192,7 @@ def managing(ca: ScriptedCA, state: Path, **pace: float) -> Iterator[tuple[Manag
     installed: list[Path] = []
     settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05, **pace))
     manager = Manager(settings, state, Challenges(), lambda certificate, _: installed.append(certificate))
+    manager.take()
     manager.start()
     try:
         yield manager, installed
@@ -356,7 +357,8 @@ def test_the_account_is_made_once_and_its_address_for_notices_follows_the_settin
         settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, email=email, pace=Pace(look=0.05))
         installed: list[Path] = []
         manager = Manager(settings, tmp_path / "state", Challenges(), lambda *paths, to=installed: to.append(paths))
-        had_one = manager.start()
+        had_one = manager.take()
+        manager.start()
         manager.renew_now()
         eventually(lambda to=installed, wanted=1 + had_one: len(to) == wanted)
         assert manager.stop(time.monotonic() + 30)
@@ -386,7 +388,8 @@ def test_a_callback_that_fails_does_not_end_the_thread(
 
     settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
     manager = Manager(settings, tmp_path / "state", Challenges(), installed)
-    assert not manager.start()
+    assert not manager.take()
+    manager.start()
     eventually(lambda: len(seen) == 1)
     manager.renew_now()
     eventually(lambda: len(seen) == 2)
@@ -405,7 +408,8 @@ def test_a_ca_that_hangs_holds_up_neither_the_start_nor_the_stop(ca: ScriptedCA,
     ca.script["/dir"] = [hang]
     settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
     manager = Manager(settings, tmp_path / "state", Challenges(), lambda *_: None)
-    assert not manager.start()
+    assert not manager.take()
+    manager.start()
     assert reached.wait(10)
     assert not manager.stop(time.monotonic() + 0.1)
     assert "stopping" in repr(manager)
@@ -435,6 +439,7 @@ def test_somebody_else_with_other_settings_is_left_the_directory(ca: ScriptedCA,
         other = AcmeSettings(("other.example",), directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
         theirs: list[Path] = []
         second = Manager(other, tmp_path / "state", Challenges(), lambda certificate, _: theirs.append(certificate))
+        second.take()
         second.start()
         eventually(lambda: len(theirs) == 2 or (len(theirs) == 1 and theirs[0] != installed[0]))
         eventually(lambda: manager._left_alone)

@@ -103,6 +103,7 @@ def managing(pebble: Pebble, directory: Path, *names: str, **settings: Any) -> I
     site = Site(manager=None, directory=directory, challenges=challenges)  # type: ignore[arg-type]
     site.manager = Manager(chosen, directory, challenges, site.note)
     yield_to = time.monotonic()
+    site.manager.take()
     site.manager.start()
     assert time.monotonic() - yield_to < 5, "start has waited"
     try:
@@ -190,7 +191,8 @@ def test_what_is_held_is_handed_over_at_the_next_start_before_anything_else(shar
     challenges, seen = Challenges(), []
     settings = AcmeSettings(("example.org",), agree=True, directory=shared.url, ca_file=shared.ca_file, pace=CALM)
     manager = Manager(settings, state, challenges, lambda *paths: seen.append((paths, threading.current_thread().name)))
-    assert manager.start()
+    assert manager.take()
+    manager.start()
     assert seen == [(site.installed[0], threading.current_thread().name)]
     assert manager.stop(time.monotonic() + PATIENCE_S)
     assert len(seen) == 1

@@ -51,7 +51,7 @@ def test_names_as_certificates_have_them(name: str, normal: str) -> None:
 def test_names_that_cannot_be_proven_here(name: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         normal_name(name)
-    assert why in problems(replace(GOOD, names=(name,)))[0]
+    assert why in problems(replace(GOOD, names=(name,)))[0][1]
 
 
 def test_a_name_is_in_a_certificate_once() -> None:
@@ -89,7 +89,8 @@ def test_whatever_is_given_is_a_name_or_a_sentence(text: str) -> None:
 def test_what_would_never_succeed(changed: dict[str, object], why: str) -> None:
     found = problems(replace(GOOD, **changed))  # type: ignore[arg-type]
     assert len(found) == 1
-    assert why in found[0]
+    assert found[0][0] in changed
+    assert why in found[0][1]
 
 
 def test_everything_is_said_at_once_and_nothing_of_what_is_right() -> None:

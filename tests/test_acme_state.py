@@ -317,6 +317,7 @@ from hardserve.tls.acme.settings import AcmeSettings, Pace
 url, ca_file, state = sys.argv[1:]
 settings = AcmeSettings(("example.org",), directory=url, ca_file=Path(ca_file), pace=Pace(0.01, 0.01, 0.01, 0.1, 0.05))
 manager = Manager(settings, Path(state), Challenges(), lambda *paths: print("installed", flush=True))
+manager.take()
 manager.start()
 sys.stdin.read()
 manager.stop(time.monotonic() + 10)

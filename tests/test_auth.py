@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from flask import Flask, Response, request
 
+from tests.browser import Browser, needs_chromium
 from tests.conftest import REPOSITORY, StartCommand
 from tests.passwords import CHALLENGE, basic, checks_held, eventually, unchecked, write_users
 from tests.support import Client, Running, serving
-from tests.test_real_dash import CHROMEDRIVER, CHROMIUM, Browser, browser  # noqa: F401  # a fixture
 
 CURL = shutil.which("curl")
 GET = "GET / HTTP/1.1\r\nHost: test\r\n"
@@ -464,8 +464,8 @@ def test_curl_and_the_command_agree(site: Any) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed")
-def test_a_browser_sends_the_password_with_all_of_a_page(browser: Browser, site: Any) -> None:  # noqa: F811
+@needs_chromium
+def test_a_browser_sends_the_password_with_all_of_a_page(browser: Browser, site: Any) -> None:
     # A window that asks for a password would stay open: a script that sends none sees what is told instead.
     browser.open(f"{site.url}/open")
     asking = "fetch('/', {credentials: 'omit', headers: {Accept: 'text/html'}})"

@@ -37,9 +37,9 @@ def echo(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} ".encode("latin-1") + body]
 
 
-def eventually(true: Callable[[], object]) -> None:
+def eventually(true: Callable[[], object], within: float = PATIENCE_S) -> None:
     """Wait for a state that nothing announces; fails if it does not come."""
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + within
     while not true():
         assert time.monotonic() < until, "it never came"
         threading.Event().wait(0.002)

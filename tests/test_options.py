@@ -147,7 +147,7 @@ def values_of(kind: Kind) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911  # o
 
 
 # Those of which any combination is allowed.
-BOUND = ("limits.", "log.", "auth.", "ban.", "tls.", "files.memory", "files.in_")
+BOUND = ("acme.", "limits.", "log.", "auth.", "ban.", "tls.", "files.memory", "files.in_")
 BOUND += ("server.threads", "server.max_client_workers", "server.tls", "server.redirect")
 FREE = [option for option in OPTIONS if not option.key.startswith(BOUND)]
 SOURCES = st.fixed_dictionaries({}, optional={option.key: values_of(option.kind) for option in FREE})
@@ -1350,6 +1350,7 @@ def test_the_example_of_a_table_sets_everything_in_it(tmp_path: Path) -> None:
             deny=("192.0.2.0/24",),
             allowed_methods=("GET", "POST"),
             auth="off",
+            client_certificate="optional",
         ),
     )
     assert settings.rate_limit == (

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import Browser, needs_chromium
 from tests.conftest import PATIENCE_S, REPOSITORY, Command, StartCommand
-from tests.test_real_dash import CHROMEDRIVER, CHROMIUM, Browser, browser  # noqa: F401  # a fixture
 
 CURL = shutil.which("curl")
 WGET = shutil.which("wget")
@@ -32,9 +32,6 @@ ENTRY = re.compile(r'"(?:GET|HEAD) (\S+) HTTP/1.1" (\d+) (\d+) ')
 pytestmark = pytest.mark.peer
 needs_curl = pytest.mark.skipif(CURL is None, reason="no curl: apt-get install curl")
 needs_wget = pytest.mark.skipif(WGET is None, reason="no wget: apt-get install wget")
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed"
-)
 
 
 @pytest.fixture
@@ -240,7 +237,7 @@ def png() -> bytes:
 
 
 @needs_chromium
-def test_a_browser_plays_and_seeks(command: Command, files: Path, browser: Browser) -> None:  # noqa: F811
+def test_a_browser_plays_and_seeks(command: Command, files: Path, browser: Browser) -> None:
     write_tone(files / "tone.wav")
     (files / "player.html").write_text(
         "<!doctype html><title>Player</title><audio id=audio src=tone.wav></audio>"
@@ -263,7 +260,7 @@ def test_a_browser_plays_and_seeks(command: Command, files: Path, browser: Brows
 
 
 @needs_chromium
-def test_a_browser_plays_and_seeks_in_a_video(command: Command, files: Path, browser: Browser) -> None:  # noqa: F811
+def test_a_browser_plays_and_seeks_in_a_video(command: Command, files: Path, browser: Browser) -> None:
     (files / "recorder.html").write_text("<!doctype html><title>Recorder</title><canvas></canvas>")
     browser.open(f"{command.url}/files/recorder.html")
     recorded = browser.run(RECORD)
@@ -303,7 +300,7 @@ return new Promise(tell => {
 def test_a_browser_is_told_the_second_time_that_it_has_everything(
     command: Command,
     files: Path,
-    browser: Browser,  # noqa: F811
+    browser: Browser,
 ) -> None:
     for name, content in {
         "index.html": PAGE,
@@ -335,7 +332,7 @@ def test_a_browser_is_told_the_second_time_that_it_has_everything(
 def test_a_browser_decodes_a_sibling(
     command: Command,
     files: Path,
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     coding: str,
 ) -> None:
     suffix, _ = CODINGS[coding]
@@ -352,7 +349,7 @@ def test_a_browser_decodes_a_sibling(
 def test_a_browser_decodes_what_is_compressed_in_the_background(
     command: Command,
     files: Path,
-    browser: Browser,  # noqa: F811
+    browser: Browser,
 ) -> None:
     (files / "page.html").write_text("<!doctype html><title>Page</title>")
     (files / "long.txt").write_text("line\n" * 10_000)

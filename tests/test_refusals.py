@@ -122,9 +122,12 @@ AT_ACCEPT = {
 # What addresses of HTTPS and those that send on to it say to whoever comes in plain: tests/test_tls.py provokes them.
 IN_PLAIN = {refusals.PLAIN_ON_TLS_PORT, refusals.REDIRECTED, refusals.REDIRECTED_AS_IT_IS}
 
+# Given only where there is TLS: tests/test_tls_clients.py provokes it.
+IN_TLS = {refusals.CLIENT_CERTIFICATE_MISSING}
+
 
 def test_the_table_covers_every_refusal_that_is_declared() -> None:
-    assert set(PROVOKED) | AT_ACCEPT | IN_PLAIN == set(DECLARED.values())
+    assert set(PROVOKED) | AT_ACCEPT | IN_PLAIN | IN_TLS == set(DECLARED.values())
 
 
 def test_refusals_are_told_apart_by_name_in_logs_and_code() -> None:

@@ -43,11 +43,13 @@ ALLOWED: dict[str, set[str]] = {
     "demo": EVERYBODYS,
     "mounting": EVERYBODYS | {"configfiles", "files", "loader"},
     "securing": EVERYBODYS | {"configfiles", "tls"},
+    "cert": EVERYBODYS | {"configfiles", "securing", "tls"},
     "record": EVERYBODYS | {"edge", "ops", "wsgi"},
     "server": EVERYBODYS
     | {"mounting", "record", "securing", "tls"}
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
-    "cli": EVERYBODYS | {"describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
+    "cli": EVERYBODYS
+    | {"cert", "describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
     "__main__": {"cli"},
     "__init__": EVERYBODYS | {"server", "options", "ops", "loader"},
 }

@@ -27,10 +27,12 @@ from hardserve.tls.selfsigned import (
     Maker,
     by_command,
     by_package,
+    files_in,
     host_names,
     keep,
     lasting_address,
     maker_here,
+    next_time,
     request_config,
     why_not,
 )
@@ -217,6 +219,28 @@ def test_when_it_is_made_anew_is_pure() -> None:
     assert why_not(["a"], 0, 300, ["a"], 200) == ""
     assert why_not(["a"], 0, 300, ["a"], 201) == "two thirds of its time were over"
     assert why_not(["a"], 0, 300, [], -5) == ""
+
+
+def test_from_when_on_there_is_another_one_is_pure() -> None:
+    assert next_time(["a"], 0, 300, ["A."], 100) == (200, "two thirds of its time are over then")
+    assert next_time(["a"], 0, 300, ["a"], 200) == (200, "two thirds of its time are over then")
+    assert next_time(["a"], 0, 300, ["a"], 201) == (201, "two thirds of its time were over")
+    assert next_time(["a"], 0, 300, ["a", "b"], 100) == (100, "it was not for b")
+
+
+def test_a_new_one_can_be_asked_for(directory: Path) -> None:
+    first = keep(directory, NAMES, NOW)
+    again = keep(directory, NAMES, NOW, force=True)
+    assert (again.made, again.why) == (True, "a new one was asked for")
+    assert again.pair.fingerprint != first.pair.fingerprint
+    assert again.pair.files == files_in(directory)
+
+    def fail(_names: Any) -> Any:
+        raise CertificateError(["there is nothing to make one with"])
+
+    with pytest.raises(CertificateError, match="nothing to make one"):
+        keep(directory, NAMES, NOW, force=True, maker=fail)
+    assert keep(directory, NAMES, NOW).pair.fingerprint == again.pair.fingerprint
 
 
 @pytest.mark.parametrize(

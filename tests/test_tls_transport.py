@@ -23,8 +23,11 @@ from pathlib import Path
 
 import pytest
 
-from hardserve.edge import tls
-from hardserve.edge.tls import HandshakeError, Handshaker, PlainHttpError, TlsTransport, client_names
+from hardserve.edge import handshaker, tls, tlsfacts
+from hardserve.edge.handshake import HandshakeError, PlainHttpError
+from hardserve.edge.handshaker import Handshaker
+from hardserve.edge.tls import TlsTransport
+from hardserve.edge.tlsfacts import client_names
 from hardserve.edge.transport import HeldCalls
 from hardserve.pool import Pool
 from tests.certs import Authority, client_context
@@ -387,10 +390,10 @@ def test_plain_http_can_be_answered_in_plain_text(server: ssl.SSLContext, said: 
         pytest.param(b"\x00" * 100, "not TLS", id="zeroes"),
         pytest.param(b"\r\n\r\n\0\r\nQUIT\n", "not TLS", id="a PROXY header where none belongs"),
         pytest.param(b"\x15\x03\x01\x00\x02\x02\x28", "not TLS", id="an alert first"),
-        pytest.param(b"\x16\x03\x01\xff\xff" + b"x" * 70000, "packet length too long", id="an endless record"),
+        pytest.param(b"\x16\x03\x01\xff\xff" + b"x" * 70000, "record too long", id="an endless record"),
         pytest.param(b"\x16\x03\x01\x00\x04\x01\xff\xff\xff" * 10000, "handshake too large", id="an endless message"),
         pytest.param(b"\x16\x03\x01\x00\x05\x7f\0\0\1x", "unexpected message", id="a message of no known type"),
-        pytest.param(b"\x16\x03\x01\x00\x06\x01\0\0\2\3\3", "length mismatch", id="a hello that is too short"),
+        pytest.param(b"\x16\x03\x01\x00\x06\x01\0\0\2\3\3", "malformed hello", id="a hello that is too short"),
         pytest.param(b"\x16\x03\x01\x00\x10\x01", "closed during the handshake", id="half a hello"),
         pytest.param(b"", "closed during the handshake", id="nothing"),
     ],
@@ -556,7 +559,7 @@ def test_a_certificate_of_somebody_else_is_refused(mutual: ssl.SSLContext, tmp_p
         (((("1.2.3.4", "x"),),), "1.2.3.4=x"),
     ],
 )
-def test_a_distinguished_name_is_written_as_rfc_4514_has_it(subject: tls.Names, told: str) -> None:
+def test_a_distinguished_name_is_written_as_rfc_4514_has_it(subject: tlsfacts.Names, told: str) -> None:
     assert client_names({"subject": subject})["SSL_CLIENT_S_DN"] == told
 
 
@@ -1149,7 +1152,7 @@ def test_one_costly_step_ends_that(pool: Pool) -> None:
     shaker._cost_s = 0.0
 
     def costly() -> None:
-        until = time.thread_time() + tls.INLINE_S * 2
+        until = time.thread_time() + handshaker.INLINE_S * 2
         while time.thread_time() < until:
             pass
 

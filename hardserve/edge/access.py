@@ -47,7 +47,9 @@ class _Doorkeeper:
 class Access:
     """The rules of one server. `hosts` are the names that it serves, none for all."""
 
-    __slots__ = ("_auth_required", "_by_route", "_hosts", "_methods", "_suffixes", "_to_all", "judges")
+    __slots__ = (
+        "_auth_required", "_by_route", "_hosts", "_methods", "_suffixes", "_to_all", "asks_for_certificates", "judges",
+    )  # fmt: skip
 
     def __init__(self, settings: Settings, hosts: Sequence[str]) -> None:
         any_host = "*" in hosts
@@ -57,14 +59,21 @@ class Access:
         self._by_route = {route: _Doorkeeper(route.allow, route.deny) for route in settings.route}
         self._methods = {route: with_head(route.allowed_methods) for route in settings.route if route.allowed_methods}
         self._auth_required = settings.auth.required == "on"
+        self.asks_for_certificates = any(route.client_certificate == "required" for route in settings.route)
         # Whether there is anything to be asked of a request.
-        self.judges = bool(self._hosts or self._to_all or self._methods or any(self._by_route.values()))
+        self.judges = self.asks_for_certificates or bool(
+            self._hosts or self._to_all or self._methods or any(self._by_route.values())
+        )
 
     def __repr__(self) -> str:
         return f"<Access {len(self._hosts)} hosts, {len(self._by_route)} routes>"
 
-    def refusal(self, visitor: Visitor, routes: Found) -> Refusal | None:
-        """Return why a request may not come in, None if it may. It must be let in by all of its `routes`."""
+    def refusal(self, visitor: Visitor, routes: Found, *, certified: bool) -> Refusal | None:
+        """Return why a request may not come in, None if it may. It must be let in by all of its `routes`.
+
+        `certified` is whether no route need ask for a client's certificate. Who the client is comes before what it
+        wants: without a certificate nobody learns which methods are served.
+        """
         if self._hosts:
             identity = visitor.identity
             host = (identity.host if identity is not None else "") or visitor.headers.get("HTTP_HOST", "")
@@ -72,14 +81,20 @@ class Access:
                 return refusals.HOST_MISSING
             if not self.serves(host):
                 return refusals.HOST_NOT_SERVED
-        if self._to_all and not self._to_all.lets_in(visitor.address):
+        if not self._lets_in(visitor.address, routes):
             return refusals.ACCESS_DENIED
-        for route in routes:
-            if route is not None and not self._by_route[route.settings].lets_in(visitor.address):
-                return refusals.ACCESS_DENIED
+        if not certified and any(
+            route is not None and route.settings.client_certificate == "required" for route in routes
+        ):
+            return refusals.CLIENT_CERTIFICATE_MISSING
         if any(visitor.command not in methods for methods in self._methods_of(routes)):
             return refusals.METHOD_NOT_ALLOWED
         return None
+
+    def _lets_in(self, address: str, routes: Found) -> bool:
+        if self._to_all and not self._to_all.lets_in(address):
+            return False
+        return all(route is None or self._by_route[route.settings].lets_in(address) for route in routes)
 
     def _methods_of(self, routes: Found) -> Iterator[frozenset[str]]:
         if self._methods:

@@ -68,10 +68,12 @@ from hardserve.edge.context import (
     new_request_id,
 )
 from hardserve.edge.gate import PENDING
+from hardserve.edge.handshake import HandshakeError, PlainHttpError
 from hardserve.edge.parsing import Request
 from hardserve.edge.proxyprotocol import ProxyHeader
 from hardserve.edge.sending import Sending
-from hardserve.edge.tls import Facts, HandshakeError, PlainHttpError, TlsTransport
+from hardserve.edge.tls import TlsTransport
+from hardserve.edge.tlsfacts import Facts
 from hardserve.protocol import CONTINUE
 from hardserve.refusals import Cut, Refusal
 
@@ -203,7 +205,7 @@ class Connection(Sending):
         self.read_deadline = now + self._ctx.settings.timeouts.handshake
 
     def _shake_hands(self, now: float) -> None:
-        """Go on with the handshake as far as what has arrived allows. A helper thread computes (edge.tls)."""
+        """Go on with the handshake as far as what has arrived allows. A helper thread computes (edge.handshaker)."""
         transport = self.transport
         assert isinstance(transport, TlsTransport)
         if transport.computing:

@@ -26,6 +26,7 @@ from hardserve.edge.routes import NO_ROUTE, Found, Routes
 from hardserve.refusals import Refusal
 
 if TYPE_CHECKING:
+    from hardserve.edge.tlsfacts import Facts
     from hardserve.settings import Settings
 
 logger = logging.getLogger("hardserve.edge")
@@ -58,6 +59,8 @@ class Asker(Protocol):
 
     @property
     def listener(self) -> Door: ...
+    @property
+    def tls(self) -> Facts | None: ...
     def decided(self, request: Request, refusal: Refusal | None, now: float) -> None: ...
     def close(self, *, reset: bool = False) -> None: ...
 
@@ -87,7 +90,7 @@ class Gate:
     __slots__ = (
         "_access", "_auth", "_ban_left_s", "_banned", "_challenge", "_checks", "_family", "_ipv6_prefix", "_limiter",
         "_limits", "_other_family_seen", "_per_request", "_routes", "_trusted", "_unknown_proxy",
-        "file_refusal", "redirect",
+        "file_refusal", "is_challenge", "redirect",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +120,8 @@ class Gate:
         self._auth = auth
         self._checks = checks
         self.redirect: Redirect | None = None  # the server sets it where an address only sends on to HTTPS
+        # Whether a certificate authority has been told to send this request; the server sets it where there is one.
+        self.is_challenge: Callable[[Request], bool] | None = None
         # Why a request with a body is refused that is for a file; the server sets it where there are files.
         self.file_refusal: Callable[[Request], Refusal | None] = lambda _request: None
         self._challenge = f'WWW-Authenticate: Basic realm="{settings.auth.realm}", charset="UTF-8"\r\n'.encode()
@@ -140,10 +145,13 @@ class Gate:
             request.client = asker.client
             if request.forwarding is not None and self._unknown_proxy is not None:
                 self._look_for_proxy(self._unknown_proxy, asker)
+        if self.is_challenge is not None and self.is_challenge(request):
+            return None  # whatever is asked of others (edge.challenge)
         routes = NO_ROUTE
         if self._per_request:
             routes = self._routes.find(request.command, request.path)
-            refusal = self._access.refusal(request, routes)
+            certified = not self._access.asks_for_certificates or self._need_not_prove(asker)
+            refusal = self._access.refusal(request, routes, certified=certified)
             if refusal is not None:
                 if refusal is refusals.METHOD_NOT_ALLOWED:
                     request.refusal_fields = self._access.allow_field(routes)
@@ -198,6 +206,17 @@ class Gate:
                 names,
                 self._family,
             )
+
+    def _need_not_prove(self, asker: Asker) -> bool:
+        """Return whether a client has a verified certificate, or is only to be sent on to where it can show one.
+
+        What counts is the connection that the request came on, whatever a proxy says of its own clients. OpenSSL
+        verified the certificate in the handshake, or in that of the session that is resumed.
+        """
+        if self.redirect is not None and asker.listener.redirects:
+            return True
+        tls = asker.tls
+        return tls is not None and bool(tls.client)
 
     # --- how often ---
 

@@ -24,6 +24,7 @@ from hardserve.edge.admission import COMPLAINT_INTERVAL_S, Acceptor, AdmissionCo
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext
 from hardserve.edge.deadlines import Deadlines, Timed
+from hardserve.edge.handshake import Choose
 from hardserve.edge.idle import IdleFinder
 from hardserve.edge.listener import Listener
 from hardserve.edge.tls import TlsTransport
@@ -53,12 +54,14 @@ class Loop:
         clients: Clients,
         peers: Peers,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        choose: Choose | None = None,
     ) -> None:
         self.connections: set[Connection] = set()
         self._selector = selectors.DefaultSelector()
         self._deadlines = Deadlines()
         self._held_calls = HeldCalls()
         self._tls = tls or _no_tls  # the context of the next connection: it is replaced with its certificates
+        self._choose = choose  # another one for a ClientHello
         self._clients = clients
         self._peers = peers
         self._idle = IdleFinder(self.connections)
@@ -356,7 +359,7 @@ class Loop:
 
     def secure(self, plain: PlainTransport, first: bytes) -> TlsTransport:
         """Return TLS over what was a plain transport until now."""
-        return TlsTransport(plain.detach(), self._held_calls, self._tls(), first=first)
+        return TlsTransport(plain.detach(), self._held_calls, self._tls(), first=first, choose=self._choose)
 
     def identify(self, connection: Connection, peer: Peer, now: float) -> Refusal | Cut | None:
         """Have a connection count as one of `peer`, which a trusted proxy says it is of; return why it may not be."""

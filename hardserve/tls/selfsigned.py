@@ -58,16 +58,26 @@ class SelfSigned:
     why: str
 
 
-def keep(directory: Path, names: Iterable[str], now: float, *, maker: Maker | None = None) -> SelfSigned:
-    """Return the self-signed pair in `directory` for `names`, made if need be. Blocks.
+def files_in(directory: Path) -> PairFiles:
+    """Return where `keep` keeps a pair. Pure."""
+    return PairFiles(directory / _CERTIFICATE, directory / _KEY)
+
+
+def keep(
+    directory: Path, names: Iterable[str], now: float, *, force: bool = False, maker: Maker | None = None
+) -> SelfSigned:
+    """Return the self-signed pair in `directory` for `names`, made if need be, or in any case with `force`. Blocks.
 
     `now` is in seconds of the epoch. Names are host names, wildcards and addresses; what is none of these is left out.
-    `directory` is made if it is missing, for this user alone. Raises CertificateError and OSError.
+    `directory` is made if it is missing, for this user alone. Raises CertificateError and OSError, and a pair that was
+    there stays.
     """
     wanted = _wanted(names)
     with _locked(directory):
-        files = PairFiles(directory / _CERTIFICATE, directory / _KEY)
+        files = files_in(directory)
         kept, why = _kept(files, wanted, now)
+        if force:
+            why = why or "a new one was asked for"
         if kept is not None and not why:
             return SelfSigned(kept, False, "")
         key, certificate = (maker or maker_here())(wanted)
@@ -98,9 +108,21 @@ def why_not(names: Sequence[str], not_before: float, not_after: float, wanted: S
     missing = [name for name in wanted if name not in names and not covers(names, name)]
     if missing:
         return f"it was not for {', '.join(missing)}"
-    if now > not_before + (not_after - not_before) * 2 / 3:
+    if now > _due_at(not_before, not_after):
         return "two thirds of its time were over"
     return ""
+
+
+def next_time(
+    names: Sequence[str], not_before: float, not_after: float, wanted: Iterable[str], now: float
+) -> tuple[float, str]:
+    """Return from when on `keep` makes another one in the place of a certificate for `names`, and why. Pure."""
+    why = why_not(names, not_before, not_after, _wanted(wanted), now)
+    return (now, why) if why else (_due_at(not_before, not_after), "two thirds of its time are over then")
+
+
+def _due_at(not_before: float, not_after: float) -> float:
+    return not_before + (not_after - not_before) * 2 / 3
 
 
 # --- names of this host ---

@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from . import report
 from .process import StartError
-from .report import Bar, Sample, Spread, bar_table, spread, table
+from .report import Bar, Sample, Spread, bar_table, compare, spread, table
+
+T = TypeVar("T")
 
 
 def parser(name: str, parts: Mapping[str, str], *, description: str | None, epilog: str) -> argparse.ArgumentParser:
@@ -105,6 +108,19 @@ class Sampled(Parts):
         self.results.setdefault(part, {}).setdefault(name, []).append(sample)
         glance = ", ".join(f"{figure} {form(value)}" for figure, value in sample.items())
         self.note(f"{part}, {name}: {glance}")
+
+    def against(
+        self, part: str, who: str, peer: str, figure: str, how: Callable[[float, float], float] = lambda a, b: a / b
+    ) -> Spread | None:
+        """Return `how(who's, peer's)` of a figure in each round, None if one of them was not measured."""
+        found = self.results.get(part, {})
+        return compare(found[who], found[peer], figure, how) if who in found and peer in found else None
+
+    @staticmethod
+    def in_turn(those: Sequence[T], number: int) -> Sequence[T]:
+        """Return them as round `number` has them: another one is the first."""
+        first = number % len(those)
+        return [*those[first:], *those[:first]]
 
     def bar(self, what: str, limit: float, unit: str, measured: Spread | None, *, least: bool = False) -> None:
         self.bars.append(Bar(what, limit, least, unit, measured))

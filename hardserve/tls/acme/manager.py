@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-`start` hands over the certificate that is held already, if there is one, and returns at once; everything that blocks
-happens on one thread, "hardserve-acme". At each turn that thread reads what is kept (state.StateDirectory), has
+`take` hands over the certificate that is held already, if there is one; everything that blocks happens, after `start`,
+on one thread, "hardserve-acme". At each turn that thread reads what is kept (state.StateDirectory), has
 `schedule.next_step` decide, and does it. What is kept is therefore all there is to know: after a restart, and in
 another process with the same directory, the decisions are the same.
 
@@ -69,8 +69,8 @@ class CertificateStatus:
 class Manager:
     """See the head of the module. `installed` is called with the chain's and the key's path, of one version.
 
-    It runs on the caller's thread in `start` and on the ACME thread later; what it raises is logged. `start` and `stop`
-    are for the main thread, `renew_now` and `status` for any. Raises ValueError for what `settings.normal_name` does.
+    It runs on the caller's thread in `take` and on the ACME thread later; what it raises is logged. `take`, `start` and
+    `stop` are for the main thread, `renew_now` and `status` for any. Raises ValueError as `settings.normal_name` does.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Manager:
         self._stopping = False
         self._forced = False
         self._woken = False
-        # The thread's, and `start`'s before there is one.
+        # The thread's, and `take`'s before there is one.
         self._handed_over = ""  # the version that was, or that was of no use at the start
         self._left_alone = ""  # the version of somebody else, who wants another certificate in the same place
         self._unwritten: Schedule | None = None  # what could not be noted
@@ -104,8 +104,8 @@ class Manager:
         doing = "stopping" if self._stopping else "running" if self._thread is not None else "not started"
         return f"<Manager of {', '.join(self._wanted.names)}, {doing}>"
 
-    def start(self) -> bool:
-        """Begin; return whether a certificate that has not expired was there, and has been handed over.
+    def take(self) -> bool:
+        """Hand over what is held, once and before `start`; return whether that was a certificate that has not expired.
 
         If not, the server needs a temporary one until `installed` is called. Never waits for a CA.
         """
@@ -115,9 +115,12 @@ class Manager:
             self._handed_over = held.version
         if held is not None and usable:
             self._hand_over(held)
+        return usable
+
+    def start(self) -> None:
+        """Begin to look after the certificate. The server should be there for the CA to ask."""
         self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
         self._thread.start()
-        return usable
 
     def stop(self, until: float) -> bool:
         """Have the thread end; return whether it had by `until` (monotonic seconds).

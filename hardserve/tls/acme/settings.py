@@ -78,26 +78,28 @@ def normal_names(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(normal_name(name) for name in given))
 
 
-def problems(settings: AcmeSettings) -> list[str]:
-    """Return a sentence for everything that would keep every order from succeeding."""
+def problems(settings: AcmeSettings) -> list[tuple[str, str]]:
+    """Return everything that would keep every order from succeeding: which field, and a sentence."""
     found = []
     for name in settings.names:
         try:
             normal_name(name)
         except ValueError as error:
-            found.append(str(error))
+            found.append(("names", str(error)))
     if not settings.names:
-        found.append("no domain name is given")
+        found.append(("names", "no domain name is given"))
     if len(settings.names) > MAX_NAMES:
-        found.append(f"{len(settings.names)} names are more than the {MAX_NAMES} that a certificate can have")
+        sentence = f"{len(settings.names)} names are more than the {MAX_NAMES} that a certificate can have"
+        found.append(("names", sentence))
     if not settings.directory.startswith("https://"):
-        found.append(f"{settings.directory!r}: the directory of a CA is an https:// address")
+        found.append(("directory", f"{settings.directory!r}: the directory of a CA is an https:// address"))
     if not settings.challenges or not set(settings.challenges) <= set(KINDS):
-        found.append(f"challenges are {' and '.join(KINDS)}")
+        found.append(("challenges", f"challenges are {' and '.join(KINDS)}"))
     if bool(settings.eab_kid) != (settings.eab_key_file is not None):
-        found.append("an external account needs both its key id and its key file")
+        field = "eab_kid" if settings.eab_kid else "eab_key_file"
+        found.append((field, "an external account needs both its key id and its key file"))
     if settings.email and (settings.email.count("@") != 1 or not re.fullmatch(r"[!-+\--~]+", settings.email)):
-        found.append(f"{settings.email!r} is not one e-mail address")
+        found.append(("email", f"{settings.email!r} is not one e-mail address"))
     if not settings.agree and settings.directory in (LETS_ENCRYPT, LETS_ENCRYPT_STAGING):
-        found.append("the CA's terms of service must be agreed to: https://letsencrypt.org/repository/")
+        found.append(("agree", "the CA's terms of service must be agreed to: https://letsencrypt.org/repository/"))
     return found

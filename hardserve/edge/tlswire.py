@@ -1,0 +1,69 @@
+"""The encrypted side of a TLS connection: its socket, and the two memory buffers that OpenSSL works between.
+
+What `recv` returned is put in `_incoming`, what is to leave is taken from `_outgoing`; OpenSSL never sees the socket.
+Nothing is known here of what the bytes mean. What the socket does not take stays in `_unsent`, before all that follows.
+
+I/O thread during the handshake, later whoever has the lock (edge.tls).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+
+from hardserve.edge.transport import HELD_BYTES, HeldCalls
+from hardserve.tls.hello import RECORD_BYTES
+
+# From the socket at once: a whole record with its overhead. It bounds what stays allocated (see edge.tls).
+READ_BYTES = RECORD_BYTES + 256 + 5
+
+
+class Wire:
+    """A connected, non-blocking stream socket with buffers."""
+
+    __slots__ = ("_held", "_incoming", "_outgoing", "_shut", "_shut_sent", "_socket", "_unsent")
+
+    def __init__(self, connected: socket.socket, held: HeldCalls) -> None:
+        self._socket = connected
+        self._held = held
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._unsent: bytes | memoryview = b""  # encrypted
+        self._shut = False  # nothing is to follow what is there
+        self._shut_sent = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def _receive_raw(self, max_bytes: int) -> bytes | None:
+        try:
+            return self._held.receive(self._socket.fileno(), max_bytes)
+        except (BlockingIOError, InterruptedError):
+            return None
+
+    def _send_raw(self, data: bytes | memoryview) -> int:
+        try:
+            if type(data) is bytes and len(data) <= HELD_BYTES:
+                return self._held.send(self._socket.fileno(), data)
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    def _flush(self) -> bool:
+        """Send what is encrypted; return whether all of it left."""
+        while True:
+            if not self._unsent:
+                if not self._outgoing.pending:
+                    break
+                self._unsent = self._outgoing.read()
+            sent = self._send_raw(self._unsent)
+            if sent < len(self._unsent):
+                self._unsent = memoryview(self._unsent)[sent:]
+                return False
+            self._unsent = b""
+        if self._shut and not self._shut_sent:
+            self._shut_sent = True
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+        return True

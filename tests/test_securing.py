@@ -1,0 +1,143 @@
+"""What settings say of a certificate from a CA: where such a server listens, how names are proven, what is missing."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from hardserve.configfiles import SettingsError
+from hardserve.options import from_keywords, resolve
+from hardserve.securing import acme_settings
+from hardserve.tls.acme.settings import LETS_ENCRYPT, LETS_ENCRYPT_STAGING, AcmeSettings
+
+
+def said(**keywords: object) -> AcmeSettings:
+    found = acme_settings(from_keywords(acme_agree="on", **keywords))
+    assert found is not None
+    return found
+
+
+def problems(**keywords: object) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        from_keywords(**keywords)
+    return list(caught.value.problems)
+
+
+def test_with_a_domain_a_server_is_a_site_on_the_internet() -> None:
+    settings = from_keywords(tls_domain="Example.ORG.", acme_agree="on")
+    assert settings.tls.domain == ("example.org",)
+    assert settings.serves_tls
+    hosts = ["0.0.0.0", "[::]"] if socket.has_dualstack_ipv6() else ["0.0.0.0"]
+    assert settings.server.bind == tuple(f"{host}:443" for host in hosts)
+    assert settings.server.redirect == tuple(f"{host}:80" for host in hosts)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "bind", "redirect"),
+    [
+        ({"bind": ["127.0.0.1:8443"]}, ("127.0.0.1:8443",), ()),
+        ({"redirect": ["127.0.0.1:8080"]}, ("127.0.0.1:8000",), ("127.0.0.1:8080",)),
+    ],
+    ids=["an address for HTTPS", "an address for plain HTTP"],
+)
+def test_whoever_says_where_to_listen_is_believed(
+    keywords: dict[str, list[str]], bind: tuple[str, ...], redirect: tuple[str, ...]
+) -> None:
+    settings = from_keywords(tls_domain="example.org", acme_agree="on", **keywords)
+    assert settings.server.bind == bind
+    assert settings.server.redirect == redirect
+
+
+def test_where_the_addresses_are_from_is_shown(tmp_path: Path) -> None:
+    resolved = resolve(flags={"tls_domain": ["example.org"], "acme_agree": "on"}, environ={}, directory=tmp_path)
+    assert resolved.origins["server.bind"] == resolved.origins["server.redirect"] == "default with tls.domain"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "challenges"),
+    [
+        ({}, ("http-01", "tls-alpn-01")),
+        ({"bind": ["127.0.0.1:443"]}, ("tls-alpn-01",)),
+        ({"bind": ["127.0.0.1:443"], "redirect": ["127.0.0.1:80"]}, ("http-01", "tls-alpn-01")),
+        ({"acme_challenge": "tls-alpn-01"}, ("tls-alpn-01",)),
+        ({"acme_challenge": "http-01"}, ("http-01",)),
+    ],
+)
+def test_names_are_proven_where_the_server_listens(keywords: dict[str, object], challenges: tuple[str, ...]) -> None:
+    assert said(tls_domain="example.org", **keywords).challenges == challenges
+
+
+def test_what_is_set_is_what_the_ca_is_told(tmp_path: Path) -> None:
+    found = said(
+        tls_domain=["example.org", "www.example.org"],
+        acme_email="you@example.org",
+        acme_directory="https://ca.internal/dir",
+        acme_eab_kid="kid-1",
+        acme_eab_key_file=str(tmp_path / "eab.key"),
+        acme_ca_file=str(tmp_path / "ca.pem"),
+        acme_profile="shortlived",
+    )
+    assert found == AcmeSettings(
+        names=("example.org", "www.example.org"),
+        agree=True,
+        email="you@example.org",
+        directory="https://ca.internal/dir",
+        challenges=("http-01", "tls-alpn-01"),
+        eab_kid="kid-1",
+        eab_key_file=tmp_path / "eab.key",
+        ca_file=tmp_path / "ca.pem",
+        profile="shortlived",
+    )
+
+
+def test_lets_encrypt_has_names() -> None:
+    assert said(tls_domain="example.org").directory == LETS_ENCRYPT
+    assert said(tls_domain="example.org", acme_directory="letsencrypt-staging").directory == LETS_ENCRYPT_STAGING
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        (
+            {"tls_domain": "example.org"},
+            "acme.agree: the CA's terms of service must be agreed to: https://letsencrypt.org/repository/; "
+            'acme.agree = "on" does',
+        ),
+        (
+            {"tls_domain": "example.org", "acme_agree": "on", "tls": "off"},
+            'tls_domain: expected server.tls to be another than "off"',
+        ),
+        (
+            {"tls_domain": "example.org", "acme_agree": "on", "tls": "self-signed"},
+            'tls = "self-signed": expected no other certificate, but there is tls_domain',
+        ),
+        (
+            {"tls_domain": "example.org", "acme_agree": "on", "acme_directory": "http://ca.internal/dir"},
+            "acme_directory: 'http://ca.internal/dir': the directory of a CA is an https:// address",
+        ),
+        (
+            {"tls_domain": "example.org", "acme_agree": "on", "acme_challenge": "http-01", "bind": ["127.0.0.1:443"]},
+            "acme_challenge: expected also server.redirect, where the CA asks for it (port 80)",
+        ),
+        (
+            {"tls_domain": "example.org", "acme_agree": "on", "acme_eab_kid": "kid"},
+            "acme_eab_kid: an external account needs both its key id and its key file",
+        ),
+        ({"acme_email": "you@example.org"}, "acme_email: expected also tls.domain, the names of the certificate"),
+        ({"acme_agree": "on"}, "acme_agree: expected also tls.domain, the names of the certificate"),
+        (
+            {"tls_domain": "*.example.org", "acme_agree": "on"},
+            "tls_domain = \"*.example.org\": '*.example.org': a wildcard is proven by DNS alone, "
+            "which hardserve does not do: list each name",
+        ),
+    ],
+)
+def test_what_no_ca_would_issue_is_said_with_the_setting(keywords: dict[str, object], expected: str) -> None:
+    assert expected in problems(**keywords)
+
+
+def test_everything_that_is_missing_is_said_at_once() -> None:
+    found = problems(tls_domain="example.org", acme_email="nobody", acme_directory="x")
+    assert [problem.partition(":")[0] for problem in found] == ["acme_directory", "acme_email"]

@@ -1,0 +1,412 @@
+"""Clients that mean harm, or cannot do better, against a server with TLS: what they get, and that nobody notices.
+
+What a client can seal only by leaving its library alone (an empty record, a thousand key updates, an alert of every
+kind) is sealed here, with the keys that the library writes down when it is asked to (RFC 9850).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from tests.certs import VERSIONS, Authority, client_context
+from tests.support import PATIENCE_S, Client, Running, TlsSocket, serving
+from tests.test_http import eventually
+
+ROOT = Authority()
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LAST_GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+CONTENT = os.urandom(1 << 20) * 16
+CROWD = 500
+
+CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, DATA, HEARTBEAT = range(20, 25)
+UNEXPECTED_MESSAGE, HANDSHAKE_FAILURE, ILLEGAL_PARAMETER, DECODE_ERROR, PROTOCOL_VERSION = 10, 40, 47, 50, 70
+PADDING = 21  # an extension that means nothing (RFC 7685)
+
+
+def answer(environ: dict[str, Any], start_response: Any) -> Any:
+    """Answer a body with its length, and anything else with much or little."""
+    if environ["REQUEST_METHOD"] == "POST":
+        body = environ["wsgi.input"].read()
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"%d" % len(body)]
+    content = CONTENT if environ["PATH_INFO"] == "/large" else b"hello"
+    start_response("200 OK", [("Content-Length", str(len(content)))])
+    return (content[at : at + 65536] for at in range(0, len(content), 65536))
+
+
+@dataclass
+class Attacked:
+    """A server, and a client that came before all others and expects to be answered after all of them."""
+
+    running: Running
+    kept: Client
+
+    @property
+    def port(self) -> int:
+        return self.running.port
+
+    def assert_well(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Fail unless everybody else is gone, and whoever is there or comes is answered."""
+        eventually(lambda: len(self.running.server._loop.connections) == 1)
+        assert self.kept.get("/").body == b"hello"
+        with connect(self.port) as client:
+            assert client.get("/").body == b"hello"
+        assert [each for each in caplog.records if each.levelno >= logging.ERROR or each.exc_info] == []
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    """Serve all tests with one server; what any of them has left behind shows at its end."""
+    pair = ROOT.leaf("localhost").write(tmp_path_factory.mktemp("pair"))
+    settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    with serving(answer, **settings):
+        pass  # what is opened once for the process is open now
+    had, threads = descriptors(), threading.active_count()
+    with serving(answer, **settings, timeouts_handshake="2s", limits_body="64MiB") as running:
+        with connect(running.port) as kept:
+            yield Attacked(running, kept)
+        assert running.stop() == 0
+    eventually(lambda: threading.active_count() <= threads)
+    eventually(lambda: descriptors() <= had)
+
+
+@pytest.fixture
+def well(attacked: Attacked, caplog: pytest.LogCaptureFixture) -> Iterator[Attacked]:
+    yield attacked
+    attacked.assert_well(caplog)
+
+
+def connect(port: int, context: ssl.SSLContext | None = None) -> Client:
+    return Client(TlsSocket(tcp(port), context or client_context(ROOT), "localhost"))
+
+
+def tcp(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+
+
+def rest(raw: socket.socket) -> bytes:
+    """Return what comes until the server closes or resets."""
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while data := raw.recv(65536):
+            got += data
+    return got
+
+
+def reset(raw: socket.socket) -> None:
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
+
+
+# --- before there are keys ---
+
+
+def record(content: bytes, kind: int = HANDSHAKE, version: int = 0x0301) -> bytes:
+    return struct.pack(">BHH", kind, version, len(content)) + content
+
+
+def records(content: bytes, size: int = 16384) -> bytes:
+    return b"".join(record(content[at : at + size]) for at in range(0, len(content), size))
+
+
+def hello(version: str = "1.3", *, claimed: int = 0x0303, extensions: bytes = b"") -> bytes:
+    """Return the ClientHello of a real client, as a message, with some `extensions` more at its end."""
+    out = ssl.MemoryBIO()
+    client = client_context(version=version).wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    body = out.read()[9:]
+    at = 2 + 32
+    for width in (1, 2, 1):  # session id, cipher suites, compression methods
+        at += width + int.from_bytes(body[at : at + width], "big")
+    theirs = body[at + 2 :] + extensions
+    body = claimed.to_bytes(2, "big") + body[2:at] + len(theirs).to_bytes(2, "big") + theirs
+    return b"\x01" + len(body).to_bytes(3, "big") + body
+
+
+def extension(kind: int, content: bytes = b"") -> bytes:
+    return struct.pack(">HH", kind, len(content)) + content
+
+
+SSL_2_HELLO = b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10" + b"\x01\x00\x80\x02\x00\x80\x00\x00\x05" * 2 + b"x" * 19
+# What is sent, and the alert for it; None where the connection just ends.
+BEFORE: dict[str, tuple[Callable[[], bytes], int | None]] = {
+    "a hello of SSL 2": (lambda: SSL_2_HELLO, None),
+    "a hello of SSL 3": (lambda: record(hello("1.2", claimed=0x0300), version=0x0300), PROTOCOL_VERSION),
+    "a hello of TLS 1.0": (lambda: record(hello("1.2", claimed=0x0301)), PROTOCOL_VERSION),
+    "a hello of TLS 1.1": (lambda: record(hello("1.2", claimed=0x0302)), PROTOCOL_VERSION),
+    "a hello that says it has 16 MiB": (lambda: records(b"\x01\xff\xff\xff" + bytes(100_000)), None),
+    "a hello with an extension that ends after it does": (
+        lambda: record(hello(extensions=extension(PADDING)[:3] + b"\xff")),
+        DECODE_ERROR,
+    ),
+    "the same extension twice": (lambda: record(hello(extensions=2 * extension(PADDING))), ILLEGAL_PARAMETER),
+    "thousands of extensions, each a thousand times": (
+        lambda: records(hello(extensions=b"".join(extension(0x4A4A + n % 8) for n in range(8000)))),
+        None,
+    ),
+    "an alert": (lambda: record(b"\x01\x00", ALERT), None),
+    "an alert, after the first bytes of a hello": (
+        lambda: record(hello()[:20]) + record(b"\x02\x28", ALERT),
+        UNEXPECTED_MESSAGE,
+    ),
+    "data": (lambda: record(GET, DATA), None),
+    "a heartbeat": (lambda: record(b"\x01\x40\x00", HEARTBEAT), None),
+    "the end of a handshake": (lambda: record(b"\x14\x00\x00\x0c" + bytes(12)), UNEXPECTED_MESSAGE),
+    "two hellos": (lambda: record(hello() * 2), None),
+    "a record that is too long": (lambda: struct.pack(">BHH", HANDSHAKE, 0x0301, 0xFFFF) + bytes(70_000), None),
+    "records with nothing in them": (lambda: record(b"") * 10_000, None),
+    "the PROXY protocol, of which nobody has told": (lambda: b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), None),
+    "random bytes in a record": (lambda: record(os.urandom(500)), None),
+}
+
+
+@pytest.mark.parametrize(("sent", "alert"), BEFORE.values(), ids=BEFORE)
+def test_what_begins_no_handshake_is_cut(well: Attacked, sent: Callable[[], bytes], alert: int | None) -> None:
+    with tcp(well.port) as raw:
+        with contextlib.suppress(ConnectionError):
+            raw.sendall(sent())
+            raw.shutdown(socket.SHUT_WR)
+        got = rest(raw)
+    if alert is not None:
+        assert (got[:1], got[-2:]) == (bytes([ALERT]), bytes([2, alert]))
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        pytest.param(b"".join(extension(0x5A00 + n) for n in range(2000)), id="thousands of them, none of which we know"),
+        pytest.param(extension(PADDING, bytes(40_000)), id="a large one"),
+    ],
+)
+def test_a_large_hello_is_answered(well: Attacked, extensions: bytes) -> None:
+    with tcp(well.port) as raw:
+        raw.sendall(records(hello(extensions=extensions)))
+        assert raw.recv(6)[::5] == b"\x16\x02", "a ServerHello"
+
+
+@pytest.mark.parametrize("records_too", [False, True], ids=["in segments of a byte", "in records of a byte, too"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_handshake_a_byte_at_a_time_is_one(well: Attacked, version: str, records_too: bool) -> None:
+    raw = tcp(well.port)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with Client(TlsSocket(InBytes(raw, records_too), client_context(ROOT, version=version), "localhost")) as client:  # type: ignore[arg-type]
+        assert client.get("/").body == b"hello"
+
+
+class InBytes:
+    """A socket that sends each byte by itself, and has the first message in a record for each."""
+
+    def __init__(self, raw: socket.socket, records_too: bool) -> None:
+        self._raw = raw
+        self._cutting = records_too
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def sendall(self, data: bytes) -> None:
+        if self._cutting:
+            data = records(data[5:], 1)
+            self._cutting = False
+        for byte in data:
+            self._raw.send(bytes([byte]))
+
+
+@pytest.mark.parametrize("end", ["FIN", "RST"])
+def test_a_client_that_leaves_within_its_hello(well: Attacked, end: str) -> None:
+    said = record(hello())
+    for count in (0, 1, 5, 100, len(said)):
+        raw = tcp(well.port)
+        raw.sendall(said[:count])
+        if end == "RST":
+            reset(raw)
+        else:
+            raw.shutdown(socket.SHUT_WR)
+            rest(raw)
+            raw.close()
+
+
+# --- with keys, and without the library ---
+
+
+def expanded(secret: bytes, label: str, length: int) -> bytes:
+    """HKDF-Expand-Label with an empty context (RFC 8446 7.1)."""
+    info = struct.pack(">HB", length, 6 + len(label)) + b"tls13 " + label.encode() + b"\0"
+    return HKDFExpand(hashes.SHA384(), length, info).derive(secret)
+
+
+def prf(secret: bytes, label: bytes, seed: bytes, length: int) -> bytes:
+    """The pseudorandom function of TLS 1.2 (RFC 5246 5)."""
+    out, a = b"", label + seed
+    while len(out) < length:
+        a = hmac.digest(secret, a, "sha256")
+        out += hmac.digest(secret, a + label + seed, "sha256")
+    return out[:length]
+
+
+class Remembering:
+    """A socket that keeps what came first."""
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._raw = raw
+        self.first = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def recv(self, count: int) -> bytes:
+        data = self._raw.recv(count)
+        if len(self.first) < 100:
+            self.first += data
+        return data
+
+
+class Forger:
+    """A client after a real handshake that seals its records itself. It reads as every client."""
+
+    def __init__(self, port: int, version: str, directory: Path) -> None:
+        context = client_context(ROOT, version=version)
+        if version == "1.2":
+            context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+        context.keylog_filename = str(directory / "keys")
+        remembering = Remembering(tcp(port))
+        self.client = Client(TlsSocket(remembering, context, "localhost"))  # type: ignore[arg-type]
+        lines = (line.split() for line in (directory / "keys").read_text().splitlines() if line[:1] != "#")
+        secrets = {label: (bytes.fromhex(random), bytes.fromhex(secret)) for label, random, secret in lines}
+        self.is_1_3 = version == "1.3"
+        if self.is_1_3:
+            assert self.client.socket.tls.cipher()[0] == "TLS_AES_256_GCM_SHA384"
+            self._use(secrets["CLIENT_TRAFFIC_SECRET_0"][1])
+        else:
+            random, master = secrets["CLIENT_RANDOM"]
+            block = prf(master, b"key expansion", remembering.first[11:43] + random, 2 * 16 + 2 * 4)
+            self._aead, self._iv = AESGCM(block[:16]), block[32:36]
+            self._sequence = 1  # its Finished was 0
+
+    def _use(self, secret: bytes) -> None:
+        self._secret = secret
+        self._aead, self._iv = AESGCM(expanded(secret, "key", 32)), expanded(secret, "iv", 12)
+        self._sequence = 0
+
+    def seal(self, content: bytes, kind: int = DATA) -> bytes:
+        """Return `content` as a record. With TLS 1.3, a `kind` of 0 is a record of padding alone."""
+        counted = self._sequence.to_bytes(8, "big")
+        self._sequence += 1
+        if self.is_1_3:
+            nonce = (int.from_bytes(self._iv, "big") ^ int.from_bytes(counted, "big")).to_bytes(12, "big")
+            inner = content + bytes([kind])
+            head = struct.pack(">BHH", DATA, 0x0303, len(inner) + 16)
+            return head + self._aead.encrypt(nonce, inner, head)
+        head = struct.pack(">BHH", kind, 0x0303, len(content))
+        sealed = counted + self._aead.encrypt(self._iv + counted, content, counted + head)
+        return head[:3] + len(sealed).to_bytes(2, "big") + sealed
+
+    def update(self, asking: int) -> bytes:
+        """Return a KeyUpdate, and use the next keys (RFC 8446 4.6.3)."""
+        message = self.seal(b"\x18\x00\x00\x01" + bytes([asking]), HANDSHAKE)
+        self._use(expanded(self._secret, "traffic upd", 48))
+        return message
+
+    def send(self, data: bytes) -> None:
+        self.client.socket.raw.sendall(data)
+
+
+@contextlib.contextmanager
+def forging(port: int, version: str, directory: Path) -> Iterator[Forger]:
+    forger = Forger(port, version, directory)
+    with forger.client:
+        yield forger
+
+
+def several(forger: Forger, count: int, content: bytes, kind: int = DATA) -> bytes:
+    return b"".join(forger.seal(content, kind) for _ in range(count))
+
+
+def changed(sealed: bytes) -> bytes:
+    return sealed[:-1] + bytes([sealed[-1] ^ 1])
+
+
+Forgery = Callable[[Forger], bytes]
+HARMLESS: dict[str, tuple[str, Forgery]] = {
+    "a few records with nothing in them": ("1.2 1.3", lambda f: several(f, 30, b"")),
+    "a record of padding and a byte": ("1.3", lambda f: f.seal(GET[:1] + bytes(0)) + f.seal(GET[1:])),
+    "a thousand key updates": ("1.3", lambda f: b"".join(f.update(0) for _ in range(1000))),
+    "a thousand that ask for ours": ("1.3", lambda f: b"".join(f.update(1) for _ in range(1000))),
+    "a few warnings": ("1.2", lambda f: several(f, 3, b"\x01\x5a", ALERT)),
+    "a request to the client to begin anew": ("1.2", lambda f: b""),
+}
+HARMFUL: dict[str, tuple[str, Forgery]] = {
+    "a record that was changed": ("1.2 1.3", lambda f: changed(f.seal(GET))),
+    "the same record twice": ("1.2 1.3", lambda f: f.seal(GET[:10]) * 2),
+    "a record left out": ("1.2 1.3", lambda f: f.seal(GET[:10])[:0] + f.seal(GET[10:])),
+    "plain HTTP": ("1.2 1.3", lambda f: GET),
+    "a plain hello": ("1.2 1.3", lambda f: record(hello())),
+    "random bytes": ("1.2 1.3", lambda f: os.urandom(1000)),
+    "a record that is too long": ("1.2 1.3", lambda f: struct.pack(">BHH", DATA, 0x0303, 0xFFFF) + bytes(66_000)),
+    "more in a record than there may be": ("1.2 1.3", lambda f: f.seal(bytes(16_385))),
+    "ten thousand records with nothing in them": ("1.2 1.3", lambda f: several(f, 10_000, b"")),
+    "a kind of record that there is not": ("1.2 1.3", lambda f: f.seal(b"x", 99)),
+    "a heartbeat": ("1.2 1.3", lambda f: f.seal(b"\x01\x40\x00", HEARTBEAT)),
+    "a record with nothing but padding": ("1.3", lambda f: f.seal(bytes(100), 0)),
+    "another change of ciphers": ("1.2 1.3", lambda f: f.seal(b"\x01", CHANGE_CIPHER_SPEC)),
+    "a fatal alert": ("1.2 1.3", lambda f: f.seal(b"\x02\x50", ALERT)),
+    "an alert of half its length": ("1.2 1.3", lambda f: f.seal(b"\x01", ALERT) + f.seal(b"", ALERT)),
+    "ten thousand warnings": ("1.2 1.3", lambda f: several(f, 10_000, b"\x01\x5a", ALERT)),
+    "another end of the handshake": ("1.2 1.3", lambda f: f.seal(b"\x14\x00\x00\x20" + bytes(32), HANDSHAKE)),
+    "another hello": ("1.3", lambda f: f.seal(hello(), HANDSHAKE)),
+    "a key update of a kind that there is not": ("1.3", lambda f: f.update(7)),
+    "a message that says it has 16 MiB": ("1.3", lambda f: f.seal(b"\x04\xff\xff\xff" + bytes(16_000), HANDSHAKE)),
+}
+
+
+def each_version(forgeries: dict[str, tuple[str, Forgery]]) -> list[Any]:
+    return [
+        pytest.param(version, forged, id=f"{name}, {version}")
+        for name, (versions, forged) in forgeries.items()
+        for version in versions.split()
+    ]
+
+
+@pytest.mark.parametrize(("version", "forged"), each_version(HARMLESS))
+def test_what_is_odd_but_allowed_is_no_reason_to_end(
+    well: Attacked, tmp_path: Path, version: str, forged: Forgery
+) -> None:
+    with forging(well.port, version, tmp_path) as forger:
+        for _ in range(2):
+            forger.send(forged(forger) + forger.seal(GET))
+            assert forger.client.response().body == b"hello"
+
+
+@pytest.mark.parametrize(("version", "forged"), each_version(HARMFUL))
+def test_what_is_against_the_protocol_ends_the_connection(
+    well: Attacked, tmp_path: Path, version: str, forged: Forgery
+) -> None:
+    with forging(well.port, version, tmp_path) as forger:
+        with contextlib.suppress(ConnectionError):
+            forger.send(forged(forger) + forger.seal(GET))
+        got = b""
+        with contextlib.suppress(ConnectionError, ssl.SSLError):  # its alert, for which OpenSSL has a name
+            got = forger.client.receive_all()
+        assert got == b""
