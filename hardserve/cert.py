@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hardserve.http.hostnames import normal_name
 from hardserve.securing import (
     SELF_SIGNED_DIRECTORY,
     acme_directory,
@@ -31,7 +32,6 @@ from hardserve.securing import (
 )
 from hardserve.tls import certificates, pemfiles, selfsigned
 from hardserve.tls.certificates import DAY_S, CertificateError, day, fingerprint_of, minute
-from hardserve.tls.names import normal_name
 from hardserve.tls.policy import PairFiles
 from hardserve.tls.store import threshold
 from hardserve.values import show
@@ -49,7 +49,7 @@ _MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is in a certificate; `names` as tls.names compares them, times in seconds of the epoch."""
+    """What is in a certificate; `names` as http.hostnames compares them, times in seconds of the epoch."""
 
     names: tuple[str, ...]
     issuer: str

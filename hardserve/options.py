@@ -13,16 +13,15 @@ mistake calls for are imported where they are used: the command starts sooner.
 
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hardserve.addresses import TcpAddress, parse_address
-from hardserve.configfiles import DotEnv, SettingsError, TomlFile, read_page
+from hardserve.configfiles import DotEnv, SettingsError, TomlFile
+from hardserve.contradictions import Given, contradictions
 from hardserve.describe import expected
+from hardserve.filechecks import bad_files
 from hardserve.names import (
     BY_KEYWORD,
     BY_SECTION,
@@ -42,8 +41,8 @@ from hardserve.names import (
     misplaced,
     unknown_variable,
 )
-from hardserve.settings import Kind, ListKind, PageFile, RateLimitSettings, Settings, StaticSettings, StorageUrl
-from hardserve.values import format_size, parse, parse_rates, show, without_password, write
+from hardserve.settings import Kind, ListKind, Settings, StorageUrl
+from hardserve.values import parse, without_password, write
 
 __all__ = [
     "DEFAULT",
@@ -258,12 +257,13 @@ class _Merge:
         """Return what counts in the end. Raises SettingsError where there is any problem."""
         settings = Settings()
         for section in SECTIONS:
-            given = {each.attribute: self._values[each.key] for each in section.options if each.key in self._values}
-            settings = replace(settings, **{section.name: replace(getattr(settings, section.name), **given)})
+            own = {each.attribute: self._values[each.key] for each in section.options if each.key in self._values}
+            settings = replace(settings, **{section.name: replace(getattr(settings, section.name), **own)})
         settings = self._for_domains(settings)
         for name, tables in self._tables.items():
             settings = replace(settings, **{name: tuple(tables.values())})  # type: ignore[arg-type]  # names are data
-        problems = [*self.problems, *self._contradictions(settings), *self._repetitions(), *self._bad_files()]
+        given = Given(settings, self._values, self._tables, self.where, self._unusable, self._directory)
+        problems = [*self.problems, *contradictions(given), *bad_files(given)]
         if problems:
             raise SettingsError(problems)
         return settings
@@ -279,286 +279,12 @@ class _Merge:
             return replace(settings, server=replace(settings.server, bind=bind, redirect=redirect))
         return settings
 
-    def _contradictions(self, settings: Settings) -> Iterator[str]:
-        """Say which settings cannot be meant together, but nothing of one that is a problem by itself."""
-        for part in ("limits.request_line", "limits.header_line"):
-            yield from self._larger(part, attrgetter(part)(settings), "limits.header", settings)
-        limits = settings.limits
-        # A body is kept in memory up to this, and else in a file; a client gets no more than half of all room.
-        in_memory = min(limits.body_memory, limits.buffered_memory // 2)
-        for key, size in [("limits.body", limits.body), *self._in_tables(BY_TABLE["route"], "max_body")]:
-            if size > in_memory:
-                yield from self._larger(key, size, "limits.buffered_files", settings, times=2)
-        # Of files nothing may be kept at all; what is kept of each does not matter then.
-        if settings.files.memory or "files.in_memory" in self.where:
-            yield from self._larger("files.in_memory", settings.files.in_memory, "files.memory", settings)
-        yield from self._larger("limits.response_file", limits.response_file, "limits.buffered_files", settings)
-        log, keys = settings.log, {"log.access", "log.error"}
-        if log.max_size and log.error != "stderr" and Path(log.access) == Path(log.error) and not self._unusable & keys:
-            # Each of two writers would rotate the file away under the other.
-            where = f"{self.where['log.access']} and {self.where['log.error']}"
-            yield f"{where} = {show(log.error)}: expected two files where log.max_size rotates them"
-        server, ban = settings.server, settings.ban
-        if server.max_client_workers > server.threads:
-            yield from self._above("server.max_client_workers", "server.threads", settings)
-        if ban.for_ > ban.ceiling:
-            yield from self._above("ban.for", "ban.ceiling", settings)
-        yield from self._lacking(settings)
-        yield from self._without_effect()
-        for index, rule in self._tables.get("rate_limit", {}).items():
-            for key, problem in _rule_problems(rule):
-                where = self.where.get(f"rate_limit[{index}].{key}") or self.where[f"rate_limit[{index}].limit"]
-                yield f"{where} = {show(getattr(rule, key))}: {problem}"
-
-    def _above(self, part: str, whole: str, settings: Settings) -> Iterator[str]:
-        """Say that a number is above another that is its ceiling."""
-        keys = {part, whole}
-        if not self._unusable & keys:
-            said = {}
-            for option in OPTIONS:
-                if option.key in keys:
-                    value = getattr(getattr(settings, option.section), option.attribute)
-                    said[option.key] = f"{self.where.get(option.key, option.key)} = {write(option.kind, value)}"
-            if part in self.where:
-                yield f"{said[part]}: expected at most {said[whole]}"
-            else:
-                yield f"{said[whole]}: expected at least {said[part]}, the default"
-
-    def _lacking(self, settings: Settings) -> Iterator[str]:
-        """Say which settings do nothing without another one."""
-        if not settings.proxy.trusted and "proxy.trusted" not in self._unusable:
-            both = [("server.bind", each) for each in settings.server.bind]
-            for key, address in [*both, *(("server.redirect", each) for each in settings.server.redirect)]:
-                if parse_address(address).proxy_protocol:
-                    where = self.where.get(key, key)
-                    yield f"{where} = {show(address)}: expected also proxy.trusted, the proxies that may connect there"
-        yield from self._lacking_of_tls(settings)
-        if settings.auth.users == "none" and "auth.users" not in self._unusable:
-            wanted = [("auth.required", settings.auth.required)]
-            wanted += list(self._in_tables(BY_TABLE["route"], "auth"))
-            wanted += [(key, "on") for key, value in self._in_tables(BY_TABLE["rate_limit"], "key") if value == "user"]
-            for key, value in wanted:
-                if value == "on":
-                    yield f"{self.where[key]}: expected also auth.users, the file that `hardserve passwd` makes"
-
-    def _lacking_of_tls(self, settings: Settings) -> Iterator[str]:
-        tls = settings.tls
-        # What is set, and of what it says nothing by itself.
-        needs = [
-            ("tls.certificate", "tls.key", "its key"),
-            ("tls.key", "tls.certificate", "the certificate that it is the key of"),
-            ("tls.passphrase_file", "tls.key", "the key that it opens"),
-        ]
-        if tls.client_certificates != "off":
-            needs.append(("tls.client_certificates", "tls.client_ca", "who signs the certificates of clients"))
-        for key, other, what in needs:
-            if not self._unusable & {key, other} and self._is_set(key, settings) > self._is_set(other, settings):
-                yield f"{self.where[key]}: expected also {other}, {what}"
-        keys = {"server.tls", "tls.certificate", "tls.client_certificates"}
-        if self._unusable & keys:
-            return
-        asking = list(self._lacking_of_routes(settings))
-        yield from asking
-        if tls.client_ca != "none" and tls.client_certificates == "off" and not asking:
-            yield f'{self.where["tls.client_ca"]}: expected also tls.client_certificates, "optional" or "required"'
-        if settings.server.tls == "on" and not settings.has_certificate:
-            yield f'{self.where["server.tls"]} = "on": expected also tls.certificate, or a [[certificate]]'
-        if settings.server.tls == "self-signed" and settings.has_certificate:
-            places = ("tls.certificate", "tls.domain", "certificate[0].certificate")
-            given = next(self.where[place] for place in places if place in self.where)
-            yield f'{self.where["server.tls"]} = "self-signed": expected no other certificate, but there is {given}'
-        yield from self._lacking_tls(settings)
-        yield from self._lacking_of_acme(settings)
-
-    def _lacking_of_acme(self, settings: Settings) -> Iterator[str]:
-        """Say why no CA would issue the certificate for tls.domain, or that none is asked for."""
-        acme = {option.key: option.default for option in OPTIONS if option.section == "acme"}
-        if self._unusable & {"tls.domain", *acme}:
-            return
-        if settings.tls.domain:
-            if "tls.domain" in self.where and settings.server.tls == "off":
-                yield f'{self.where["tls.domain"]}: expected server.tls to be another than "off"'
-            from hardserve.securing import acme_problems  # noqa: PLC0415  # it is for few
-
-            for key, problem in acme_problems(settings):
-                yield f"{self.where.get(key, key)}: {problem}"
-        else:
-            for key, default in acme.items():
-                if key in self.where and attrgetter(key)(settings) != default:
-                    yield f"{self.where[key]}: expected also tls.domain, the names of the certificate"
-
-    def _lacking_of_routes(self, settings: Settings) -> Iterator[str]:
-        """Say which routes ask for what no client is asked for, or let in whom the server does not."""
-        demand = settings.tls.client_certificates
-        needs = ['tls.client_certificates = "optional", to have clients asked']
-        if settings.tls.client_ca == "none" and "tls.client_ca" not in self._unusable:
-            needs.append("tls.client_ca, who signs their certificates")
-        if not settings.serves_tls:
-            needs.append('a tls.certificate, or server.tls = "self-signed"')
-        for key, value in self._in_tables(BY_TABLE["route"], "client_certificate"):
-            said = f"{self.where[key]} = {show(value)}"
-            if value == "required" and demand == "off":
-                yield f"{said}: expected also {'; and '.join(needs)}"
-            elif value == "optional" and demand == "required":
-                yield f'{said}: never counts, because of {self.where["tls.client_certificates"]} = "required"'
-
-    def _lacking_tls(self, settings: Settings) -> Iterator[str]:
-        if not settings.serves_tls:
-            for key in ("server.redirect", "tls.hsts", "tls.client_certificates"):
-                if self._is_set(key, settings):
-                    yield f'{self.where[key]}: expected also a tls.certificate, or server.tls = "self-signed"'
-        yield from self._two_uses(settings)
-
-    def _is_set(self, key: str, settings: Settings) -> bool:
-        return key in self.where and attrgetter(key)(settings) not in ("none", "off", (), 0.0)
-
-    def _two_uses(self, settings: Settings) -> Iterator[str]:
-        """Say which addresses are for both HTTPS and the way to it."""
-        bound = [parse_address(address) for address in settings.server.bind]
-        for text in settings.server.redirect:
-            address = parse_address(text)
-            if address in bound and not (isinstance(address, TcpAddress) and address.port == 0):
-                yield f"{self.where['server.redirect']} = {show(text)}: expected another address than in server.bind"
-
-    def _larger(self, part: str, size: int, whole: str, settings: Settings, *, times: int = 1) -> Iterator[str]:
-        """Say that a part does not go into the whole so many times, if it does not."""
-        limit: int = attrgetter(whole)(settings)
-        if size * times > limit and not self._unusable & {part, whole}:
-            said = {
-                key: f"{self.where.get(key, key)} = {show(format_size(value))}"
-                for key, value in ((part, size), (whole, limit))
-            }
-            if part in self.where:
-                yield f"{said[part]}: expected at most {'half of ' * (times == 2)}{said[whole]}"
-            else:  # the one that somebody gave is the one to change
-                yield f"{said[whole]}: expected at least {'twice ' * (times == 2)}{said[part]}, the default"
-
-    def _in_tables(self, table: Table, name: str) -> Iterator[tuple[str, Any]]:
-        """Yield the key and value of every setting `name` that some table of an array has."""
-        for index in range(table.about.max):
-            key = table.key_of(index, name)
-            if key in self._values:
-                yield key, self._values[key]
-
-    def _repetitions(self) -> Iterator[str]:
-        """Say which tables never count, because of another before them."""
-        routes: dict[str, dict[int, frozenset[str]]] = {}
-        for index, route in self._tables.get("route", {}).items():
-            methods = frozenset(route.methods)
-            with_this_path = routes.setdefault(route.path.rstrip("/"), {})
-            for earlier, others in with_this_path.items():
-                if not others or (methods and methods <= others):
-                    where, first = self.where[f"route[{index}].path"], self.where[f"route[{earlier}].path"]
-                    yield f"{where} = {show(route.path)}: never counts, after {first}"
-                    break
-            with_this_path[index] = methods
-        pages: dict[tuple[int, str], int] = {}
-        for index, page in self._tables.get("error_page", {}).items():
-            suffix = Path(page.file).suffix.lower()
-            earlier = pages.setdefault((page.status, suffix), index)
-            if earlier != index:
-                where, first = self.where[f"error_page[{index}].file"], self.where[f"error_page[{earlier}].file"]
-                yield f"{where} = {show(page.file)}: never counts, after {first}"
-
-    def _bad_files(self) -> Iterator[str]:
-        """Say which files that settings name cannot be used."""
-        for table in TABLES:
-            for each in table.keys:
-                if isinstance(each.about.kind, PageFile):
-                    for key, path in self._in_tables(table, each.name):
-                        try:
-                            read_page(self._directory / path, each.about.kind)
-                        except ValueError as problem:
-                            yield f"{self.where[key]} = {show(path)}: {problem}"
-        yield from self._bad_mounts()
-
-    def _bad_mounts(self) -> Iterator[str]:
-        """Say which mounts are of nothing, and which never count because their URL has another one."""
-        # Of each its URL, its path, how a message about either begins, and where another would find its URL.
-        mounts: list[tuple[str, str, str, str, str]] = []
-        for text in self._values.get("server.static", ()):
-            said = f"{self.where['server.static']} = {show(text)}"
-            url, _, path = text.partition("=")
-            mounts.append((url, path, said, said, said))
-        for index, static in self._tables.get("static", {}).items():
-            at_url, at_path = (self.where[f"static[{index}].{name}"] for name in ("url", "directory"))
-            said_url, said_path = f"{at_url} = {show(static.url)}", f"{at_path} = {show(static.directory)}"
-            mounts.append((static.url, static.directory, said_url, said_path, at_url))
-        seen: dict[str, str] = {}
-        for url, path, said_url, said_path, at_url in mounts:
-            problem = self._mount_problem(path)
-            if problem:
-                yield f"{said_path}: {problem}"
-            if url in seen:
-                yield f"{said_url}: expected each URL once, but it is that of {seen[url]} as well"
-            seen.setdefault(url, at_url)
-
-    def _mount_problem(self, path: str) -> str:
-        """Say why a directory, or a file, cannot be served, "" if it can."""
-        tried = (self._directory / path).absolute()
-        try:
-            mode = tried.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            found_from = "" if Path(path).is_absolute() else ", from where hardserve was started"
-            tilde = "; ~ is not expanded" if path.startswith("~") else ""
-            return f"expected a directory or a file, and nothing is there: tried {show(str(tried))}{found_from}{tilde}"
-        except OSError as error:
-            return f"cannot be reached by the user whom hardserve runs as: {error.strerror}"
-        problem = ""
-        if stat.S_ISDIR(mode):
-            if not _may(tried, os.R_OK | os.X_OK):
-                problem = "expected a directory that the user whom hardserve runs as may read and search"
-        elif not stat.S_ISREG(mode):
-            problem = "expected a directory or a file, and this is neither"
-        elif not _may(tried, os.R_OK):
-            problem = "expected a file that the user whom hardserve runs as may read"
-        return problem
-
-    def _without_effect(self) -> Iterator[str]:
-        """Say what in a [[static]] never counts, because of what it is or of something else in it."""
-        for index, static in self._tables.get("static", {}).items():
-            path = os.path.join(self._directory, static.directory)
-            for name in ("index", "listing", "fallback"):
-                key, value = f"static[{index}].{name}", getattr(static, name)
-                if key in self._values and value != "off":
-                    problem = self._effect_problem(index, static, name, path)
-                    if problem:
-                        yield f"{self.where[key]} = {show(value)}: {problem}"
-
-    def _effect_problem(self, index: int, static: StaticSettings, name: str, path: str) -> str:
-        """Say why one of those settings never counts, "" if it does."""
-        if os.path.isfile(path):
-            return f"never counts, because {self.where[f'static[{index}].directory']} is one file"
-        if static.internal == "on" and name != "index":
-            return f'never counts, because of {self.where[f"static[{index}].internal"]} = "on"'
-        if name == "fallback":
-            if static.miss == "app":
-                return f'never counts, because of {self.where[f"static[{index}].miss"]} = "app"'
-            if os.path.isdir(path) and not os.path.isfile(os.path.join(path, static.fallback)):
-                return f"expected a file in {show(static.directory)}, and none of that name is there"
-        return ""
-
-
-def _may(path: Path, mode: int) -> bool:
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
 
 def _quotes_hint(problem: str) -> str:
     """Say what is probably wrong where tomllib found a value that is none, or something behind a value."""
     if re.search(r"TOML: (Invalid value|Expected newline or end of document after a statement)$", problem):
         return '; words, paths, durations and sizes need quotes, such as "on" or "10s"'
     return ""
-
-
-def _rule_problems(rule: RateLimitSettings) -> Iterator[tuple[str, str]]:
-    """Say what a [[rate_limit]] cannot mean: the key that is to blame, and why."""
-    windows = parse_rates(rule.limit)
-    if rule.burst is not None and len(windows) > 1:
-        yield "burst", 'expected one rate in limit, such as "20/second"'
-    least = windows[0][0] if rule.burst is None else rule.burst + 1
-    if rule.cost > least:
-        what = "limit" if rule.burst is None else "burst + 1"
-        yield "cost", f"expected at most {least}, the least of {what}: no request would be let in"
 
 
 def _at(file: TomlFile | None, table: str, index: int | None = None, name: str | None = None) -> str:

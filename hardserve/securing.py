@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from hardserve.addresses import TcpAddress, parse_address
 from hardserve.configfiles import SettingsError
+from hardserve.http.hostnames import covers, normal_name
 from hardserve.tls import certificates, selfsigned
 from hardserve.tls.acme.settings import HTTP_01, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, TLS_ALPN_01, AcmeSettings
-from hardserve.tls.acme.settings import problems as acme_settings_problems
 from hardserve.tls.certificates import CertificateError, Pair, day
-from hardserve.tls.names import covers, normal_name
 from hardserve.tls.policy import PairFiles
 from hardserve.tls.store import CertificateStore
 from hardserve.values import show
@@ -127,7 +126,7 @@ def secured_by(settings: Settings, hosts: Sequence[str], environ: Mapping[str, s
             client_ca=None if settings.tls.client_ca == "none" else _path(settings.tls.client_ca),
             client_certificates=settings.tls.client_certificates,  # type: ignore[arg-type]  # one of the same words
         )
-        warnings = store.load(now)
+        warnings = store.load(time.time())  # not earlier than what was just made
     except CertificateError as error:
         raise SettingsError([_placed(problem, files) for problem in error.problems]) from None
     for warning in warnings:
@@ -262,28 +261,7 @@ def acme_directory(settings: Settings, environ: Mapping[str, str]) -> Path:
     return state_directory(settings.tls.state, environ) / ACME_DIRECTORY
 
 
-def acme_problems(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield each setting because of which no CA would issue a certificate, and why."""
-    acme = acme_settings(settings)
-    if acme is not None:
-        for field, sentence in acme_settings_problems(acme):
-            advice = '; acme.agree = "on" does' if field == "agree" else ""
-            yield _KEYS[field], sentence + advice
-        if acme.challenges == (HTTP_01,) and not settings.server.redirect:
-            yield "acme.challenge", "expected also server.redirect, where the CA asks for it (port 80)"
-
-
 _DIRECTORIES = {"letsencrypt": LETS_ENCRYPT, "letsencrypt-staging": LETS_ENCRYPT_STAGING}
-# The settings that the fields of AcmeSettings are made of.
-_KEYS = {
-    "names": "tls.domain",
-    "directory": "acme.directory",
-    "challenges": "acme.challenge",
-    "eab_kid": "acme.eab_kid",
-    "eab_key_file": "acme.eab_key_file",
-    "email": "acme.email",
-    "agree": "acme.agree",
-}
 
 
 def _unless_none(text: str) -> str:

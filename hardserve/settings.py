@@ -354,7 +354,7 @@ class AuthoritySettings:
     directory: str = setting(
         "letsencrypt",
         Text(2048),
-        "letsencrypt, letsencrypt-staging (to try things), or the https URL of another CA's directory.",
+        "The CA: letsencrypt, letsencrypt-staging (to try things), or the https URL of its directory.",
         example="https://ca.internal/acme/directory",
     )
     challenge: str = setting(

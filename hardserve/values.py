@@ -360,9 +360,9 @@ def _host_name(text: str) -> str:
 
 
 def _domain(text: str) -> str:
-    from hardserve.tls.acme.settings import normal_name  # noqa: PLC0415  # for few
+    from hardserve.http.hostnames import domain_name  # noqa: PLC0415  # few have any, and it takes milliseconds
 
-    return normal_name(text)
+    return domain_name(text)
 
 
 def _statuses(raw: object) -> tuple[int, ...]:

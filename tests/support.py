@@ -362,7 +362,7 @@ class Client:
 
     def __init__(self, connected: socket.socket | TlsSocket) -> None:
         self.socket: Any = connected
-        self._buffer = b""
+        self._buffer = bytearray()  # what is large is received in many pieces, and is not to be copied for each
 
     def __enter__(self) -> Self:
         return self
@@ -386,26 +386,27 @@ class Client:
         """Return what comes until the server closes. Raises ConnectionError if it resets instead."""
         while data := self.socket.recv(65536):
             self._buffer += data
-        taken, self._buffer = self._buffer, b""
-        return taken
+        return self._take(len(self._buffer))
 
     def receive_until(self, mark: bytes) -> bytes:
         while mark not in self._buffer:
             self._fill()
-        end = self._buffer.index(mark) + len(mark)
-        taken, self._buffer = self._buffer[:end], self._buffer[end:]
-        return taken
+        return self._take(self._buffer.index(mark) + len(mark))
 
     def receive_exactly(self, count: int) -> bytes:
         while len(self._buffer) < count:
             self._fill()
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return self._take(count)
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(memoryview(self._buffer)[:count])
+        del self._buffer[:count]
         return taken
 
     def _fill(self) -> None:
         data = self.socket.recv(65536)
         if not data:
-            raise EOFError(f"the server closed after {self._buffer[-200:]!r}")
+            raise EOFError(f"the server closed after {bytes(self._buffer[-200:])!r}")
         self._buffer += data
 
     def response(self, *, head_only: bool = False) -> Response:

@@ -1,4 +1,4 @@
-"""What a server answers for HTTP-01 and TLS-ALPN-01, and how it knows a CA's handshake from a browser's."""
+"""What a server answers for HTTP-01 and TLS-ALPN-01. How it knows a CA's handshake: tests.test_tls_hello."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import threading
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hardserve.tls.acme import pki
-from hardserve.tls.acme.challenges import HTTP_PREFIX, Challenges, is_validation
+from hardserve.tls.acme.challenges import HTTP_PREFIX, Challenges
 from tests.pebble import make_authority
 
 # HTTP-01.
@@ -71,64 +69,6 @@ def test_readers_need_no_lock() -> None:
 
 
 # TLS-ALPN-01.
-
-
-def hello(protocols: list[str], *, name: str | None = "a.example", ciphers: str = "") -> bytes:
-    """Return what OpenSSL sends first."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    if protocols:
-        context.set_alpn_protocols(protocols)
-    if ciphers:
-        context.set_ciphers(ciphers)
-    read, write = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(read, write, server_hostname=name).do_handshake()
-    return write.read()
-
-
-@pytest.mark.parametrize(
-    ("protocols", "expected"),
-    [
-        (["acme-tls/1"], True),
-        (["http/1.1"], False),
-        (["h2", "http/1.1"], False),
-        (["acme-tls/1", "http/1.1"], False),
-        (["acme-tls/10"], False),
-        ([], False),
-    ],
-    ids=str,
-)
-def test_a_ca_offers_its_protocol_alone(protocols: list[str], expected: bool) -> None:
-    for name in ("a.example", None, "x" * 63 + ".example"):
-        assert is_validation(hello(protocols, name=name)) == expected
-
-
-def test_a_hello_that_is_not_complete_or_in_pieces() -> None:
-    whole = hello(["acme-tls/1"])
-    verdicts = [is_validation(whole[:length]) for length in range(len(whole) + 1)]
-    assert verdicts[-1]
-    assert not any(verdicts[: len(whole) // 2])
-    assert is_validation(whole + b"more")
-    # In several records (RFC 8446 5.1).
-    message = whole[5:]
-    pieces = [message[start : start + 100] for start in range(0, len(message), 100)]
-    assert is_validation(b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces))
-
-
-@given(st.binary(max_size=300))
-def test_what_is_no_hello_is_no_validation(data: bytes) -> None:
-    assert not is_validation(data)
-    assert not is_validation(b"GET / HTTP/1.1\r\nHost: acme-tls/1\r\n\r\n" + data)
-
-
-WHOLE = hello(["acme-tls/1"])
-
-
-@given(at=st.integers(0, len(WHOLE) - 1), byte=st.integers(0, 255), cut=st.integers(0, 50))
-def test_a_damaged_hello_is_judged_without_an_error(at: int, byte: int, cut: int) -> None:
-    damaged = WHOLE[:at] + bytes([byte]) + WHOLE[at + 1 + cut :]
-    assert is_validation(damaged) in (True, False)
 
 
 def test_the_certificate_of_a_challenge_is_as_the_standard_has_it() -> None:

@@ -42,6 +42,7 @@ from hardserve.tls.policy import PairFiles
 from tests.certs import DAY_S, Authority, Made, client_context, self_signed
 from tests.conftest import StartCommand
 from tests.support import Client, TlsSocket, serving
+from tests.test_http import eventually
 
 NOBODY = 65_534
 MARKS = ("ok", "certificates")
@@ -558,7 +559,7 @@ def test_a_running_server_makes_its_own_anew(run: Run, tmp_path: Path, start_com
                     assert (done.code, done.err) == (0, "")
                     (of_own,) = json.loads(done.out)["certificates"]
                     shown.append(of_own["fingerprint_sha256"])
-                    assert _served(command.port) == shown[-1]
+                    eventually(lambda: _served(command.port) == shown[-1])
                     if len(shown) == 1:
                         renewed = run("cert", "--renew", *given)
                         assert (renewed.code, renewed.err) == (0, "")
@@ -596,7 +597,7 @@ def test_files_are_looked_at_at_once(tmp_path: Path) -> None:
             said = ask(Path(short, "s"), "renew")
             # Or one of the looks every three seconds has come before.
             assert "was replaced: for a.test, b.test" in said[0] or "nothing new" in said[0]
-            assert _served(running.port) == new.fingerprint
+            eventually(lambda: _served(running.port) == new.fingerprint)
         finally:
             control.close()
 

@@ -210,7 +210,7 @@ def test_the_connection_is_as_any_other_after_it(app: App, users: str, caplog: p
             if response.header("Connection") == "close":  # a body was on its way that nobody wants
                 client.socket.close()
                 client.socket = running.connect().socket
-                client._buffer = b""
+                client._buffer.clear()
             elif not number % 5:
                 assert client.response().body == b"/next 0 anna"
 

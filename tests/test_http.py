@@ -53,7 +53,8 @@ def read_rest(client: Client) -> bytes:
     """Return what comes until the connection ends, however it ends."""
     with contextlib.suppress(ConnectionError):
         return client.receive_all()
-    taken, client._buffer = client._buffer, b""
+    taken = bytes(client._buffer)
+    client._buffer.clear()
     return taken
 
 
@@ -606,7 +607,7 @@ def read_digest(client: Client, size: int) -> str:
     """Read `size` bytes and return their digest, without keeping them."""
     digest = hashlib.sha256(client._buffer)
     size -= len(client._buffer)
-    client._buffer = b""
+    client._buffer.clear()
     into = bytearray(1 << 20)
     while size:
         count = client.socket.recv_into(into, min(size, len(into)))

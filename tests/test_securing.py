@@ -102,8 +102,10 @@ def test_lets_encrypt_has_names() -> None:
     [
         (
             {"tls_domain": "example.org"},
-            "acme.agree: the CA's terms of service must be agreed to: https://letsencrypt.org/repository/; "
-            'acme.agree = "on" does',
+            (
+                "acme.agree: the CA's terms of service must be agreed to: https://letsencrypt.org/repository/; "
+                "--acme-agree on does"
+            ),
         ),
         (
             {"tls_domain": "example.org", "acme_agree": "on", "tls": "off"},
@@ -115,7 +117,7 @@ def test_lets_encrypt_has_names() -> None:
         ),
         (
             {"tls_domain": "example.org", "acme_agree": "on", "acme_directory": "http://ca.internal/dir"},
-            "acme_directory: 'http://ca.internal/dir': the directory of a CA is an https:// address",
+            'acme_directory: "http://ca.internal/dir": the directory of a CA is an https:// address',
         ),
         (
             {"tls_domain": "example.org", "acme_agree": "on", "acme_challenge": "http-01", "bind": ["127.0.0.1:443"]},
@@ -129,8 +131,10 @@ def test_lets_encrypt_has_names() -> None:
         ({"acme_agree": "on"}, "acme_agree: expected also tls.domain, the names of the certificate"),
         (
             {"tls_domain": "*.example.org", "acme_agree": "on"},
-            "tls_domain = \"*.example.org\": '*.example.org': a wildcard is proven by DNS alone, "
-            "which hardserve does not do: list each name",
+            (
+                "tls_domain = \"*.example.org\": '*.example.org': a wildcard is proven by DNS alone, "
+                "which hardserve does not do: list each name"
+            ),
         ),
     ],
 )
@@ -141,3 +145,20 @@ def test_what_no_ca_would_issue_is_said_with_the_setting(keywords: dict[str, obj
 def test_everything_that_is_missing_is_said_at_once() -> None:
     found = problems(tls_domain="example.org", acme_email="nobody", acme_directory="x")
     assert [problem.partition(":")[0] for problem in found] == ["acme_directory", "acme_email"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "key"),
+    [
+        ({"tls_domain": tuple(f"n{n}.example" for n in range(101))}, "tls_domain"),
+        ({"acme_email": "a@b.example,c@d.example"}, "acme_email"),
+        ({"acme_eab_key_file": "./key"}, "acme_eab_key_file"),
+    ],
+)
+def test_one_thing_is_wrong(keywords: dict[str, object], key: str) -> None:
+    found = problems(**{"tls_domain": "example.org", "acme_agree": "on"} | keywords)
+    assert [problem.partition(":")[0] for problem in found] == [key]
+
+
+def test_a_ca_of_ones_own_may_have_no_terms() -> None:
+    from_keywords(tls_domain="example.org", acme_directory="https://ca.internal/dir", acme_email="a+b@example.org")

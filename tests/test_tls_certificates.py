@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardserve.tls.certificates import DAY_S, CertificateError, Pair, day, judge, load
-from hardserve.tls.names import covers, is_address, normal_name, wildcard_of
+from hardserve.http.hostnames import covers, is_address, normal_name, wildcard_of
 from hardserve.tls.pemfiles import (
     MAX_CERTIFICATE_BYTES,
     MAX_CHAIN,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hardserve.tls.hello import BadHelloError, ClientHello, HelloReader, parse
 from tests.certs import client_context
 
-X25519, P256, FFDHE2048, FFDHE8192 = 0x1D, 0x17, 0x100, 0x104
+X25519, P256, FFDHE2048 = 0x1D, 0x17, 0x100
 SERVER_NAME, GROUPS, SIGNATURES, ALPN, VERSIONS, KEY_SHARE = 0, 10, 13, 16, 43, 51
 
 
@@ -94,9 +94,7 @@ def test_what_a_client_says(version: str, name: str | None, protocols: Sequence[
     [
         pytest.param((), ClientHello(), id="no extensions at all"),
         pytest.param((extension(0x7A7A),), ClientHello(), id="an extension that nobody knows"),
-        pytest.param(
-            (server_name(b"a_b.example."),), ClientHello(b"a_b.example."), id="an underscore, a dot at the end"
-        ),
+        pytest.param((server_name(b"a_b.example."),), ClientHello(b"a_b.example."), id="underscore, dot at the end"),
         pytest.param((server_name(b"127.0.0.1"),), ClientHello(b"127.0.0.1"), id="an address"),
         pytest.param((server_name(b"x" * 255),), ClientHello(b"x" * 255), id="the longest name"),
         pytest.param((alpn(b"a", b"b" * 255),), ClientHello(protocols=(b"a", b"b" * 255)), id="the longest protocol"),

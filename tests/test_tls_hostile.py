@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tests.certs import VERSIONS, Authority, client_context
 from tests.support import PATIENCE_S, Client, Running, TlsSocket, serving
-from tests.test_http import eventually
+from tests.test_http import eventually, read_digest
 
 ROOT = Authority()
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -37,7 +37,7 @@ CONTENT = os.urandom(1 << 20) * 16
 CROWD = 500
 
 CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, DATA, HEARTBEAT = range(20, 25)
-UNEXPECTED_MESSAGE, HANDSHAKE_FAILURE, ILLEGAL_PARAMETER, DECODE_ERROR, PROTOCOL_VERSION = 10, 40, 47, 50, 70
+UNEXPECTED_MESSAGE, HANDSHAKE_FAILURE, DECODE_ERROR, PROTOCOL_VERSION = 10, 40, 50, 70
 PADDING = 21  # an extension that means nothing (RFC 7685)
 
 
@@ -76,20 +76,28 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    """Serve all tests with one server; what any of them has left behind shows at its end."""
-    pair = ROOT.leaf("localhost").write(tmp_path_factory.mktemp("pair"))
-    settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+@contextlib.contextmanager
+def serve(directory: Path, **more: Any) -> Iterator[Attacked]:
+    """Serve, and fail if anything is left behind."""
+    pair = ROOT.leaf("localhost").write(directory)
+    settings: dict[str, Any] = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    settings |= {"limits_body": "64MiB", "limits_connection_requests": 1_000_000}
     with serving(answer, **settings):
         pass  # what is opened once for the process is open now
     had, threads = descriptors(), threading.active_count()
-    with serving(answer, **settings, timeouts_handshake="2s", limits_body="64MiB") as running:
+    with serving(answer, **settings, **more) as running:
         with connect(running.port) as kept:
             yield Attacked(running, kept)
         assert running.stop() == 0
     eventually(lambda: threading.active_count() <= threads)
     eventually(lambda: descriptors() <= had)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    """Serve all tests with one server; what any of them has left behind shows at its end."""
+    with serve(tmp_path_factory.mktemp("pair")) as attacked:
+        yield attacked
 
 
 @pytest.fixture
@@ -154,7 +162,8 @@ SSL_2_HELLO = b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10" + b"\x01\x00\x80\x
 # What is sent, and the alert for it; None where the connection just ends.
 BEFORE: dict[str, tuple[Callable[[], bytes], int | None]] = {
     "a hello of SSL 2": (lambda: SSL_2_HELLO, None),
-    "a hello of SSL 3": (lambda: record(hello("1.2", claimed=0x0300), version=0x0300), PROTOCOL_VERSION),
+    # Which has no alert for it.
+    "a hello of SSL 3": (lambda: record(hello("1.2", claimed=0x0300), version=0x0300), HANDSHAKE_FAILURE),
     "a hello of TLS 1.0": (lambda: record(hello("1.2", claimed=0x0301)), PROTOCOL_VERSION),
     "a hello of TLS 1.1": (lambda: record(hello("1.2", claimed=0x0302)), PROTOCOL_VERSION),
     "a hello that says it has 16 MiB": (lambda: records(b"\x01\xff\xff\xff" + bytes(100_000)), None),
@@ -162,7 +171,7 @@ BEFORE: dict[str, tuple[Callable[[], bytes], int | None]] = {
         lambda: record(hello(extensions=extension(PADDING)[:3] + b"\xff")),
         DECODE_ERROR,
     ),
-    "the same extension twice": (lambda: record(hello(extensions=2 * extension(PADDING))), ILLEGAL_PARAMETER),
+    "the same extension twice": (lambda: record(hello(extensions=2 * extension(PADDING))), DECODE_ERROR),
     "thousands of extensions, each a thousand times": (
         lambda: records(hello(extensions=b"".join(extension(0x4A4A + n % 8) for n in range(8000)))),
         None,
@@ -186,7 +195,7 @@ BEFORE: dict[str, tuple[Callable[[], bytes], int | None]] = {
 @pytest.mark.parametrize(("sent", "alert"), BEFORE.values(), ids=BEFORE)
 def test_what_begins_no_handshake_is_cut(well: Attacked, sent: Callable[[], bytes], alert: int | None) -> None:
     with tcp(well.port) as raw:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             raw.sendall(sent())
             raw.shutdown(socket.SHUT_WR)
         got = rest(raw)
@@ -197,7 +206,9 @@ def test_what_begins_no_handshake_is_cut(well: Attacked, sent: Callable[[], byte
 @pytest.mark.parametrize(
     "extensions",
     [
-        pytest.param(b"".join(extension(0x5A00 + n) for n in range(2000)), id="thousands of them, none of which we know"),
+        pytest.param(
+            b"".join(extension(0x5A00 + n) for n in range(2000)), id="thousands of them, none of which we know"
+        ),
         pytest.param(extension(PADDING, bytes(40_000)), id="a large one"),
     ],
 )
@@ -355,7 +366,6 @@ HARMLESS: dict[str, tuple[str, Forgery]] = {
     "a thousand key updates": ("1.3", lambda f: b"".join(f.update(0) for _ in range(1000))),
     "a thousand that ask for ours": ("1.3", lambda f: b"".join(f.update(1) for _ in range(1000))),
     "a few warnings": ("1.2", lambda f: several(f, 3, b"\x01\x5a", ALERT)),
-    "a request to the client to begin anew": ("1.2", lambda f: b""),
 }
 HARMFUL: dict[str, tuple[str, Forgery]] = {
     "a record that was changed": ("1.2 1.3", lambda f: changed(f.seal(GET))),
@@ -410,3 +420,213 @@ def test_what_is_against_the_protocol_ends_the_connection(
         with contextlib.suppress(ConnectionError, ssl.SSLError):  # its alert, for which OpenSSL has a name
             got = forger.client.receive_all()
         assert got == b""
+
+
+@pytest.mark.parametrize("asks", [b"\x01\x00\x00\x00", b"a hello"], ids=["with nothing", "with a whole hello"])
+def test_a_renegotiation_is_refused_however_often_it_is_asked_for(well: Attacked, tmp_path: Path, asks: bytes) -> None:
+    """A client that does not read what it is told, a warning each time, is ended before that takes much memory."""
+    with forging(well.port, "1.2", tmp_path) as forger:
+        message = hello("1.2") if asks == b"a hello" else asks
+        with contextlib.suppress(ConnectionError):
+            for _ in range(50):
+                forger.send(several(forger, 200, message, HANDSHAKE))
+        forger.client.socket.raw.settimeout(PATIENCE_S)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert forger.client.receive_all() == b""
+
+
+# --- in the midst of things ---
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_flight_that_is_cut_within_a_record_is_one(well: Attacked, version: str) -> None:
+    """As that of a client whose certificates take more than a segment."""
+    raw = tcp(well.port)
+    client = TlsSocket(InPieces(raw, well), client_context(ROOT, version=version), "localhost")  # type: ignore[arg-type]
+    with Client(client) as served:
+        assert served.get("/").body == b"hello"
+
+
+class InPieces:
+    """A socket that waits, after a part of the second flight, until the server has taken it."""
+
+    def __init__(self, raw: socket.socket, attacked: Attacked) -> None:
+        self._raw = raw
+        self._attacked = attacked
+        self._sent = 0
+        self._flights = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def sendall(self, data: bytes) -> None:
+        self._flights += 1
+        if self._flights == 2:
+            # A whole record and some of the next.
+            cut = 5 + int.from_bytes(data[3:5], "big") + 7
+            assert cut < len(data)
+            self._raw.sendall(data[:cut])
+            self._sent += cut
+            eventually(self._taken)
+            data = data[cut:]
+        self._raw.sendall(data)
+        self._sent += len(data)
+
+    def _taken(self) -> bool:
+        mine = self._raw.getsockname()
+        return any(
+            each.peer == mine and getattr(each.transport, "_shake_bytes", 0) == self._sent
+            for each in list(self._attacked.running.server._loop.connections)
+        )
+
+
+@pytest.mark.parametrize("end", ["FIN", "RST"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_large_download_that_is_cut_is_logged_as_such(well: Attacked, version: str, end: str) -> None:
+    before = len(well.running.log.entries)
+    client = connect(well.port, client_context(ROOT, version=version))
+    client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    client.receive_exactly(200_000)
+    if end == "RST":
+        reset(client.socket.raw)
+    else:
+        client.socket.raw.close()  # and no close_notify
+    entry = well.running.log.wait_for(before + 1)[-1]
+    assert (entry.target, entry.status, entry.refusal) == ("/large", 200, "client_disconnected")
+    assert entry.bytes_sent < len(CONTENT)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("end", ["FIN", "close_notify", "close_notify and FIN"])
+def test_a_client_that_sends_no_more_gets_all_of_a_large_download(
+    well: Attacked, tmp_path: Path, version: str, end: str
+) -> None:
+    with forging(well.port, version, tmp_path) as forger:
+        client = forger.client
+        forger.send(forger.seal(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n"))
+        client.receive_until(b"\r\n\r\n")
+        client.receive_exactly(1000)
+        if "close_notify" in end:
+            forger.send(forger.seal(b"\x01\x00", ALERT))
+        if "FIN" in end:
+            client.socket.raw.shutdown(socket.SHUT_WR)
+        assert read_digest(client, len(CONTENT) - 1000) == hashlib.sha256(CONTENT[1000:]).hexdigest()
+        assert client.receive_all() == b""
+
+
+@pytest.mark.parametrize("end", ["FIN", "RST", "close_notify", "half a record"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_large_upload_that_is_cut_never_reaches_the_app(well: Attacked, version: str, end: str) -> None:
+    before = len(well.running.log.entries)
+    client = connect(well.port, client_context(ROOT, version=version))
+    client.send(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(CONTENT))
+    client.send(CONTENT[: len(CONTENT) // 2])
+    if end == "half a record":
+        client.socket.tls.write(CONTENT[:10_000])
+        client.socket.raw.sendall(client.socket._outgoing.read()[:5000])
+    if end == "RST":
+        reset(client.socket.raw)
+    elif end == "close_notify":
+        client.shutdown_write()
+    else:
+        client.socket.raw.shutdown(socket.SHUT_WR)
+    if end != "RST":
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert client.receive_all() == b""
+        client.socket.close()
+    entry = well.running.log.wait_for(before + 1)[-1]
+    assert (entry.target, entry.status, entry.refusal) == ("/upload", 499, "client_disconnected")
+
+
+# --- many at once ---
+
+
+@contextlib.contextmanager
+def normal(client: Client) -> Iterator[list[float]]:
+    """Have `client` ask for one thing after the other while the block runs; what goes wrong is raised after it."""
+    took: list[float] = []
+    wrong: list[BaseException] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not stop.wait(0.01):
+                began = time.monotonic()
+                assert client.get("/").body == b"hello"
+                took.append(time.monotonic() - began)
+        except BaseException as error:
+            wrong.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield took
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert not wrong, wrong
+    assert took
+
+
+def crowd(port: int) -> Iterator[socket.socket]:
+    """Many clients, each from an address of its own."""
+    for number in range(CROWD):
+        yield socket.create_connection(
+            ("127.0.0.1", port), PATIENCE_S, source_address=(f"127.0.{2 + number // 250}.{1 + number % 250}", 0)
+        )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_five_hundred_handshakes_at_once_are_all_done(well: Attacked, version: str) -> None:
+    context = client_context(ROOT, version=version)
+    with contextlib.ExitStack() as stack, normal(well.kept) as took:
+        waiting = []
+        for raw in map(stack.enter_context, crowd(well.port)):
+            ins, out = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = context.wrap_bio(ins, out, server_hostname="localhost")
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            waiting.append((raw, tls, ins, out))
+        for raw, _, _, out in waiting:
+            raw.sendall(out.read())  # all of them before any answer is read
+        for raw, tls, ins, out in waiting:
+            shaken = False
+            while not shaken:
+                data = raw.recv(65536)
+                assert data, "closed during the handshake"
+                ins.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    shaken = True
+                if not shaken and out.pending:
+                    raw.sendall(out.read())
+            tls.write(LAST_GET)
+            raw.sendall(out.read())
+        for raw, tls, ins, _ in waiting:
+            ins.write(rest(raw))
+            assert tls.read(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert max(took) < PATIENCE_S
+
+
+def test_five_hundred_dripped_handshakes_are_cut_and_nobody_notices(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = record(hello())
+    with serve(tmp_path, timeouts_handshake="2s") as attacked:
+        with contextlib.ExitStack() as stack, normal(attacked.kept):
+            sent = {stack.enter_context(raw): 0 for raw in crowd(attacked.port)}
+            until = time.monotonic() + PATIENCE_S
+            while sent:
+                assert time.monotonic() < until, "they are still there"
+                for raw, count in list(sent.items()):
+                    try:
+                        raw.sendall(said[count : count + 1])
+                    except OSError:
+                        del sent[raw]
+                    else:
+                        sent[raw] = min(count + 1, len(said) - 2)
+                with connect(attacked.port) as fresh:  # somebody who comes now is served, too
+                    assert fresh.get("/").body == b"hello"
+        attacked.assert_well(caplog)
+        assert attacked.running.server._record._refusal_log.totals()["handshake_deadline"] == CROWD

@@ -22,16 +22,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from hardserve.edge import handshaker, tls, tlsfacts
+from hardserve.edge.admission import Peers
+from hardserve.edge.clients import Clients
+from hardserve.edge.connection import Connection
 from hardserve.edge.handshake import HandshakeError, PlainHttpError
 from hardserve.edge.handshaker import Handshaker
+from hardserve.edge.listener import open_listeners
+from hardserve.edge.loop import Loop
+from hardserve.edge.parsing import Request
 from hardserve.edge.tls import TlsTransport
 from hardserve.edge.tlsfacts import client_names
 from hardserve.edge.transport import HeldCalls
 from hardserve.pool import Pool
+from hardserve.tls.acme import pki
+from hardserve.tls.acme.challenges import Challenges
+from hardserve.tls.hello import ClientHello
+from tests import test_tls_hello as hello_of
 from tests.certs import Authority, client_context
-from tests.support import PATIENCE_S, switching_often
+from tests.support import PATIENCE_S, edge_context, switching_often
 from tests.test_http import eventually
 
 OPENSSL = shutil.which("openssl")
@@ -451,10 +462,19 @@ def test_another_certificate_is_chosen_by_name(tmp_path: Path) -> None:
             assert receive(pair.transport) == b"x"
 
 
+# --- the look at what a client says first ---
+
+
 @needs_openssl
 @pytest.mark.parametrize(
     ("groups", "refused"),
-    [("X25519", False), ("P-256:ffdhe8192", False), ("ffdhe8192", True), ("ffdhe2048:X25519", True)],
+    [
+        pytest.param("X25519", False, id="a curve"),
+        pytest.param("P-256:ffdhe8192", False, id="a curve, and the share is for it"),
+        pytest.param("X25519:ffdhe2048", False, id="another curve, and the share is for it"),
+        pytest.param("ffdhe8192", True, id="nothing else"),
+        pytest.param("ffdhe2048:X25519", True, id="a curve, too, but the share is not for it"),
+    ],
 )
 def test_a_costly_group_is_not_computed(server: ssl.SSLContext, groups: str, refused: bool) -> None:
     with s_client(server, "-tls1_3", "-groups", groups) as (transport, process):
@@ -467,35 +487,229 @@ def test_a_costly_group_is_not_computed(server: ssl.SSLContext, groups: str, ref
             shake(transport)
 
 
-@pytest.mark.parametrize("version", ["1.2", "1.3"])
-def test_only_the_step_with_the_private_key_is_left_to_others(server: ssl.SSLContext, version: str) -> None:
-    _, _, outgoing = client_hello(client_context(version=version))
+# OpenSSL has nothing in common with this client but the second group, and can only ask for it. The share, the number 2,
+# is one that it would compute with.
+OFFERED = hello_of.groups(0x0001, hello_of.FFDHE2048)
+RETRIED = (OFFERED, hello_of.key_shares(), *hello_of.TLS_1_3)
+COSTLY = (OFFERED, hello_of.key_shares((hello_of.FFDHE2048, bytes(255) + b"\2")), *hello_of.TLS_1_3)
+CHANGE_CIPHER_SPEC = b"\x14\x03\x03\0\1\1"
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param(hello_of.hello(*COSTLY), id="at once"),
+        pytest.param(CHANGE_CIPHER_SPEC + hello_of.hello(*COSTLY), id="as OpenSSL does"),
+        pytest.param(hello_of.records(hello_of.message(*COSTLY), 100), id="in pieces"),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True], ids=["one after the other", "both together"])
+def test_nor_is_it_after_a_retry(server: ssl.SSLContext, second: bytes, together: bool) -> None:
     with joined(server) as pair:
-        pair.raw.sendall(outgoing.read())
+        first = hello_of.hello(*RETRIED)
+        pair.raw.sendall(first + second if together else first)
         wait_for(pair.transport, "read")
         assert pair.transport.advance() == "compute"
-        assert pair.transport.computing
         pair.transport.compute()
-        assert not pair.transport.computing
-        assert pair.transport.advance() == "read"
-        assert not pair.transport._costly
+        if not together:
+            assert pair.transport.advance() == "read"
+            assert hello_of.FFDHE2048.to_bytes(2, "big") in pair.raw.recv(65536), "OpenSSL asks for it"
+            pair.raw.sendall(second)
+        with pytest.raises(HandshakeError, match="costly group"):
+            shake(pair.transport)
+        assert pair.transport._outgoing.pending == 0, "OpenSSL was not asked"
+        pair.transport.close()
+        pair.raw.settimeout(PATIENCE_S)
+        assert b"".join(iter(lambda: pair.raw.recv(65536), b"")).endswith(b"\x15\x03\x03\0\2\2\x28")
+
+
+def test_two_hellos_in_one_record_are_one_too_many(server: ssl.SSLContext) -> None:
+    with joined(server) as pair:
+        both = hello_of.records(hello_of.message(*RETRIED) + hello_of.message(*COSTLY))
+        assert reason(pair, lambda: pair.raw.sendall(both)) == "unexpected message"
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        pytest.param(
+            hello_of.hello(hello_of.alpn(b"acme-tls/1"), *RETRIED),
+            "means something else after a retry",
+            id="other protocols",
+        ),
+        pytest.param(
+            hello_of.hello(hello_of.server_name(b"other.example"), *RETRIED),
+            "means something else after a retry",
+            id="another name",
+        ),
+        pytest.param(b"\x15\x03\x03\0\2\2\x2f", "the client says: illegal parameter", id="an alert"),
+        pytest.param(b"\x17\x03\x03\0\1x" * 40, "unexpected record", id="early data, which none was asked for"),
+        pytest.param(b"", "closed during the handshake", id="nothing"),
+    ],
+)
+def test_what_else_may_follow_a_retry(server: ssl.SSLContext, second: bytes, why: str) -> None:
+    with joined(server) as pair:
+
+        def talk() -> None:
+            pair.raw.sendall(hello_of.hello(*RETRIED))
+            pair.raw.recv(65536)
+            pair.raw.sendall(second)
+            pair.raw.shutdown(socket.SHUT_WR)
+
+        assert reason(pair, talk) == why
+
+
+@pytest.mark.parametrize("name", ["bücher.example".encode(), b"\xff", b"a\0b", b"x" * 256, b""], ids=repr)
+def test_a_bad_server_name_gets_an_alert_and_nobody_is_asked(
+    tmp_path: Path, name: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    context = new_server(tmp_path)
+    context.sni_callback = lambda _tls, name, _context: pytest.fail(f"asked for {name!r}")
+    answer = []
+    with joined(context) as pair:
+
+        def talk() -> None:
+            share = hello_of.key_shares((hello_of.X25519, b"x" * 32))
+            extensions = (hello_of.groups(hello_of.X25519), share, *hello_of.TLS_1_3)
+            pair.raw.sendall(hello_of.hello(hello_of.server_name(name), *extensions))
+            answer.append(pair.raw.recv(65536))
+
+        assert reason(pair, talk) == "bad server name"
+    assert answer == [b"\x15\x03\x03\0\2\2\x70"], "unrecognized_name"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_another_context_is_chosen_by_what_a_client_says(tmp_path: Path, version: str) -> None:
+    ordinary, other = new_server(tmp_path / "1"), new_server(tmp_path / "2", "other.example")
+    ordinary.set_alpn_protocols(["http/1.1"])
+    other.set_alpn_protocols(["acme-tls/1"])
+    ordinary.sni_callback = lambda _tls, _name, _context: asked.append("the front")
+    for protocol, expected in (("acme-tls/1", ["other.example"]), ("http/1.1", ["localhost"])):
+        asked: list[object] = []
+
+        def choose(hello: ClientHello) -> ssl.SSLContext | None:
+            asked.append(hello)  # noqa: B023  # called before the next
+            return other if hello.is_validation else None
+
+        ours, theirs = tcp_pair()
+        pair = Joined(TlsTransport(ours, HeldCalls(), ordinary, choose=choose), theirs)
+        client = client_context(version=version, alpn=[protocol])
+        with in_thread(lambda: setattr(pair, "client", wrapped(pair.raw, client, "localhost"))):  # noqa: B023
+            shake(pair.transport)
+        assert pair.transport.facts is not None
+        assert pair.transport.facts.alpn == protocol
+        assert names_of(pair.tls) == expected
+        assert asked[0] == ClientHello(b"localhost", (protocol.encode(),), asked[0].key_shares)  # type: ignore[attr-defined]
+        assert asked[1:] == ([] if protocol == "acme-tls/1" else ["the front"])
+        pair.tls.sendall(b"x")
+        assert receive(pair.transport) == b"x"
+        pair.close()
+
+
+def test_it_is_chosen_once_even_if_the_client_says_it_again(tmp_path: Path) -> None:
+    context, chosen = new_server(tmp_path / "1"), new_server(tmp_path / "2", "other.example")
+    chosen.set_ecdh_curve("secp384r1")  # no client guesses that
+    asked: list[ClientHello] = []
+    ours, theirs = tcp_pair()
+    pair = Joined(TlsTransport(ours, HeldCalls(), context, choose=lambda hello: asked.append(hello) or chosen), theirs)
+    client = client_context(version="1.3")
+    with in_thread(lambda: setattr(pair, "client", wrapped(pair.raw, client))):
+        shake(pair.transport)
+    assert names_of(pair.tls) == ["other.example"]
+    assert len(asked) == 1
+    pair.close()
+
+
+def names_of(client: ssl.SSLSocket) -> list[str]:
+    """Return the names in the certificate that a client was shown."""
+    der = client.getpeercert(binary_form=True)
+    assert der is not None
+    found = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return found.value.get_values_for_type(x509.DNSName)
+
+
+def test_a_ca_is_shown_its_certificate_by_a_server_and_left(tmp_path: Path) -> None:
+    """TLS-ALPN-01 (RFC 8737) as far as a loop goes: who chooses is given to it."""
+    ordinary = new_server(tmp_path / "1", "a.example")
+    ordinary.set_alpn_protocols(["http/1.1"])
+    challenges = Challenges()
+    challenges.expect_handshake("a.example", pki.challenge_context("a.example", "token.thumb"))
+
+    def choose(hello: ClientHello) -> ssl.SSLContext | None:
+        name = (hello.server_name or b"").decode("ascii")
+        return challenges.context_for_challenge(name) if hello.is_validation else None
+
+    def compute(
+        _client: str, step: Callable[[], None], done: Callable[[float], None], _wanted: object, now: float, _begun: bool
+    ) -> bool:
+        step()
+        done(now)
+        return True
+
+    def answer(connection: Connection, _request: Request, _now: float) -> None:
+        head = b"HTTP/1.1 204 No Content\r\n\r\n"
+        connection.finish(head, keep_alive=False, flushed=lambda _unsent, _why: None)
+
+    listeners = open_listeners("127.0.0.1:0", 64, tls=True)
+    loop = Loop(listeners, 100, Clients(0, 0), Peers(), lambda: ordinary, choose)
+    ctx = edge_context(loop, answer)
+    ctx.secure, ctx.compute = loop.secure, compute
+    with in_thread(lambda: loop.run(ctx)):
+        try:
+            for protocols, shown_by_ca in ((["acme-tls/1"], True), (["http/1.1"], False), ([], False)):
+                raw = socket.create_connection(("127.0.0.1", int(listeners[0].port)), PATIENCE_S)
+                with wrapped(raw, client_context(alpn=protocols), "a.example") as client:
+                    assert names_of(client) == ["a.example"]
+                    assert client.selected_alpn_protocol() == (protocols[0] if protocols else None)
+                    shown = x509.load_der_x509_certificate(client.getpeercert(binary_form=True) or b"")
+                    found = [each.oid.dotted_string for each in shown.extensions]
+                    assert ("1.3.6.1.5.5.7.1.31" in found) == shown_by_ca
+                    if not shown_by_ca:
+                        client.sendall(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+                        assert client.recv(12) == b"HTTP/1.1 204"
+                    else:
+                        assert client.recv(1) == b"", "that was all"
+        finally:
+            loop.stop()
+    loop.close()
+
+
+# --- who computes what ---
+
+
+def count_steps(pair: Joined, client: ssl.SSLContext) -> int:
+    """Return how many steps of a whole handshake are left to others."""
+    count = 0
+    with in_thread(lambda: setattr(pair, "client", wrapped(pair.raw, client))):
+        while (need := pair.transport.advance()) != "done":
+            if need != "compute":
+                wait_for(pair.transport, need)
+                continue
+            assert pair.transport.computing
+            pair.transport.compute()
+            assert not pair.transport.computing
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_only_the_step_with_the_private_key_is_left_to_others(server: ssl.SSLContext, version: str) -> None:
+    with joined(server) as pair:
+        assert count_steps(pair, client_context(version=version)) == 1
 
 
 def test_after_a_retry_the_key_is_still_to_be_used(tmp_path: Path) -> None:
     context = new_server(tmp_path)
     context.set_ecdh_curve("secp384r1")  # no client guesses that
-    client, incoming, outgoing = client_hello(client_context(version="1.3"))
     with joined(context) as pair:
-        for costly in (True, False):
-            pair.raw.sendall(outgoing.read())
-            wait_for(pair.transport, "read")
-            assert pair.transport.advance() == "compute"
-            pair.transport.compute()
-            assert pair.transport.advance() == "read"
-            assert pair.transport._costly == costly
-            incoming.write(pair.raw.recv(65536))
-            with contextlib.suppress(ssl.SSLWantReadError):
-                client.do_handshake()
+        assert count_steps(pair, client_context(version="1.3")) == 2
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_certificate_to_verify_is_left_to_others(mutual: ssl.SSLContext, version: str) -> None:
+    with joined(mutual) as pair:
+        assert count_steps(pair, client_context(version=version)) == 2
 
 
 # --- client certificates ---

@@ -62,7 +62,6 @@ _ALERTS = ("SSLV3_ALERT_", "TLSV1_ALERT_", "TLSV13_ALERT_")
 _REASONS = {
     "CALLBACK_FAILED": "unknown server name",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no client certificate",
-    "HTTP_REQUEST": "http request",
 }
 
 

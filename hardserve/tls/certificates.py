@@ -31,8 +31,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hardserve.http.hostnames import normal_name
 from hardserve.tls import pemfiles
-from hardserve.tls.names import normal_name
 from hardserve.tls.pemfiles import CertificateError, Contents
 from hardserve.tls.policy import PairFiles, server_context
 from hardserve.values import show
@@ -63,7 +63,7 @@ _MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 class Pair:
     """A certificate that can be served, and what is in it.
 
-    `names` are host names, wildcards and addresses as tls.names compares them. Times are seconds of the epoch.
+    `names` are host names, wildcards and addresses as http.hostnames compares them. Times are seconds of the epoch.
     `fingerprint` is SHA-256 as browsers show it. `warnings` are about the files and the chain, not the time.
     """
 

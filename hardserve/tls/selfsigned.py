@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
+from hardserve.http.hostnames import covers, is_address, normal_name
 from hardserve.tls import certificates
 from hardserve.tls.certificates import CertificateError, Pair
-from hardserve.tls.names import covers, is_address, normal_name
 from hardserve.tls.policy import PairFiles
 
 LIFETIME_DAYS = 397

@@ -33,9 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from hardserve.http.hostnames import wildcard_of
 from hardserve.tls import certificates, pemfiles
 from hardserve.tls.certificates import CertificateError, Pair, day, judge
-from hardserve.tls.names import wildcard_of
 from hardserve.tls.pemfiles import Signature
 from hardserve.tls.policy import ClientCertificates, PairFiles, server_context
 

@@ -129,7 +129,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     found = parser("tls", parts, description=__doc__.partition("\n")[0], epilog=epilog)
     option = found.add_argument
     option("--rounds", type=from_1_to(100), help="of each part (default 8 of alive, 2 of replaced, else 3)")
-    option("--seconds", type=from_1_to(60), default=3, help="of load in one sample, thrice that in dripped (default 3)")
+    option(
+        "--seconds", type=from_1_to(60), default=3, help="of load in one sample, four times that in dripped (default 3)"
+    )
     option("--connections", type=from_1_to(256), default=32, help="of wrk (default 32)")
     option("--key", choices=("p256", "rsa2048"), default="p256", help="of the certificate (default p256)")
     return found.parse_args(arguments)
@@ -231,7 +233,7 @@ class Bench(Sampled):
                     drive(it, 1, self.options.connections)
                     self._phase(it, "quiet")
                     with client("drip", it.run.port, DRIPPED, DRIPPED_OVER_S) as drippers:
-                        self._phase(it, "dripped")
+                        self._phase(it, "dripped", drippers)
                         self.add("dripped", f"{server.name}, drippers", drippers.close())
         found = self.results.get("dripped", {})
         for kind, what in (("kept", "a client on kept connections"), ("fresh", "a client with new handshakes")):
@@ -352,13 +354,16 @@ class Bench(Sampled):
             over.set()
             thread.join()
 
-    def _phase(self, it: Running, phase: str) -> None:
+    def _phase(self, it: Running, phase: str, *beside: Client) -> None:
         with client("normal", it.run.port, RATE) as normal:
             time.sleep(_WARM_UP_S)
-            watch, began = Watch(it), time.monotonic()
-            time.sleep(3 * self.options.seconds)
+            clients = (normal, *beside)
+            own_s, watch, began = sum(each.cpu_s() for each in clients), Watch(it), time.monotonic()
+            time.sleep(4 * self.options.seconds)
             used, ended = watch.used(), time.monotonic()
+            own_s = sum(each.cpu_s() for each in clients) - own_s
             told = normal.close()
+        used = replace(used, others=max(0.0, used.others - own_s / used.took_s / (os.cpu_count() or 1)))
         for kind in ("kept", "fresh"):
             felt = Felt.of([outcome for each in told[kind] if began <= (outcome := Outcome(*each)).issued < ended])
             self.add("dripped", f"{it.server.name}, {kind}, {phase}", of_felt(felt, used))
@@ -631,6 +636,10 @@ class Client:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+
+    def cpu_s(self) -> float:
+        """Processor time so far."""
+        return time.clock_gettime((~self._process.pid << 3) | 2)  # as in hostile
 
     def close(self) -> dict[str, Any]:
         said, _ = self._process.communicate("", timeout=30)

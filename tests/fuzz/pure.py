@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hardserve.edge.gate import Gate
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.refusals import Refusal
-from hardserve.settings import LimitSettings, Settings
+from hardserve.settings import LimitSettings, RateLimitingSettings, Settings
 from tests.fuzz.grammar import Case
 from tests.fuzz.memory import kept_bytes
 from tests.fuzz.oracle import Asked, Reading, Tail, Violation, read
@@ -40,10 +41,16 @@ class Parsed:
     most_kept: int = 0
 
 
+@functools.cache
+def _gate(limits: LimitSettings) -> Gate:
+    """Return a gate that keeps nothing of who has passed it: one is as good for all streams as for the next."""
+    return plain_gate(Settings(limits=limits, rate_limiting=RateLimitingSettings(default="off")))
+
+
 def parse(pieces: Iterable[bytes], rules: ParserRules, *, weigh: bool = False) -> Parsed:
     """Feed `pieces` to requests, one after another, as a connection does."""
     parsed = Parsed()
-    gate = plain_gate(Settings(limits=rules.limits))
+    gate = _gate(rules.limits)
     request: Request | None = None
     ahead = b""
     for piece in pieces:

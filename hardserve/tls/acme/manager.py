@@ -70,7 +70,7 @@ class Manager:
     """See the head of the module. `installed` is called with the chain's and the key's path, of one version.
 
     It runs on the caller's thread in `take` and on the ACME thread later; what it raises is logged. `take`, `start` and
-    `stop` are for the main thread, `renew_now` and `status` for any. Raises ValueError as `settings.normal_name` does.
+    `stop` are for the main thread, `renew_now` and `status` for any. Raises ValueError as `normal_names` does.
     """
 
     def __init__(

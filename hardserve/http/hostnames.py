@@ -1,4 +1,4 @@
-"""The names a certificate is for, and which of them a client means. Pure; any thread."""
+"""Names of hosts as certificates have them, and which of them a client means (RFC 9525). Pure; any thread."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ def normal_name(text: str) -> str | None:
     if len(text) <= MAX_NAME and (_NAME.fullmatch(text) or _WILDCARD.fullmatch(text)):
         return text
     return None
+
+
+def domain_name(text: str) -> str:
+    """Return a domain name that a certificate authority can prove by asking the host, as `normal_name` has it.
+
+    Raises ValueError with a sentence that names it.
+    """
+    name = normal_name(text)
+    if name is None or "_" in name:  # which no CA puts into a certificate
+        raise ValueError(f'{text!r} is not a domain name, such as "www.example.org"')
+    if name.startswith("*."):
+        raise ValueError(f"{text!r}: a wildcard is proven by DNS alone, which hardserve does not do: list each name")
+    if is_address(name):
+        raise ValueError(f"{text!r} is an address: give a domain name")
+    return name
 
 
 def is_address(name: str) -> bool:
