@@ -41,7 +41,7 @@ class Given:
 
     def is_set(self, key: str) -> bool:
         """Return whether somebody has given a setting another value than that for nothing."""
-        return key in self.where and attrgetter(key)(self.settings) not in ("none", "off", (), 0.0)
+        return key in self.where and attrgetter(key)(self.settings) not in ("none", "off", (), 0)
 
     def in_tables(self, table: Table, name: str) -> Iterator[tuple[str, Any]]:
         """Yield the key and value of every setting `name` that some table of an array has."""
@@ -188,7 +188,13 @@ def _lacking_tls(given: Given) -> Iterator[str]:
     if not settings.serves_tls:
         for key in ("server.redirect", "tls.hsts", "tls.client_certificates"):
             if given.is_set(key):
-                yield f'{given.where[key]}: expected also a tls.certificate, or server.tls = "self-signed"'
+                yield f'{given.where[key]}: expected also tls.domain, tls.certificate or server.tls = "self-signed"'
+    if (
+        given.is_set("server.redirect_port")
+        and not settings.server.redirect
+        and "server.redirect" not in given.unusable
+    ):
+        yield f"{given.where['server.redirect_port']}: expected also server.redirect, what is sent there"
     yield from _two_uses(given)
 
 

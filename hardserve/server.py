@@ -245,7 +245,8 @@ class Server:
         secured = self._secured
         if secured is None or not self.settings.server.redirect:
             return None
-        port = next((each.port for each in self._listeners if each.tls and each.port), "")
+        bound = next((each.port for each in self._listeners if each.tls and each.port), "")
+        port = str(self.settings.server.redirect_port or bound)
         hosts = self._served_hosts
         # Where the operator has said which hosts are served, nobody gets as far with another one.
         return Redirect(port, (lambda _host: True) if hosts and "*" not in hosts else secured.has)

@@ -263,6 +263,9 @@ class ServerSettings:
         "Addresses for plain HTTP, whose requests are sent to the same place with https.",
         example=("0.0.0.0:80",),
     )
+    redirect_port: int = setting(
+        0, Int(0, 65535), "The port that they are sent to, where a router maps it; 0 = that of the first HTTPS address."
+    )
     threads: int = setting(8, Int(1, 256), "Threads that run the app.")
     static: tuple[str, ...] = setting(
         (), MountList(), "Directories and files to serve without the app; [[static]] says more of one."

@@ -521,8 +521,9 @@ def test_the_command_ends_with_78_and_says_where_the_file_is_named(tmp_path: Pat
             '[server]\ntls = "self-signed"\n[[certificate]]\ncertificate = "./c.pem"\nkey = "./k.pem"\n',
             'hardserve.toml:2: server.tls = "self-signed": expected no other certificate, but there is hardserve.toml',
         ),
-        ('[server]\nredirect = "127.0.0.1:0"\n', "hardserve.toml:2: server.redirect: expected also a tls.certificate"),
-        ('[tls]\nhsts = "1h"\n', "hardserve.toml:2: tls.hsts: expected also a tls.certificate"),
+        ('[server]\nredirect = "127.0.0.1:0"\n', "hardserve.toml:2: server.redirect: expected also tls.domain"),
+        ('[tls]\nhsts = "1h"\n', "hardserve.toml:2: tls.hsts: expected also tls.domain"),
+        ("[server]\nredirect_port = 8443\n", "hardserve.toml:2: server.redirect_port: expected also server.redirect"),
         (
             '[server]\ntls = "self-signed"\n[tls]\nclient_certificates = "required"\n',
             "hardserve.toml:4: tls.client_certificates: expected also tls.client_ca",
@@ -594,6 +595,13 @@ def test_requests_in_plain_are_sent_on(
             assert answer.header("Location") == (location and location.replace("PORT", str(running.port)))
             assert answer.header("Strict-Transport-Security") is None  # RFC 6797 7.2
         assert running.server._workers.in_pool == 0 or running.log.entries[0].status == status
+
+
+@pytest.mark.parametrize(("mapped", "expected"), [(8443, "https://localhost:8443/"), (443, "https://localhost/")])
+def test_the_port_of_the_router_is_what_clients_are_sent_to(tmp_path: Path, mapped: int, expected: str) -> None:
+    with redirecting(tmp_path, redirect_port=mapped) as (_, port), plain(port) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: localhost:8080\r\n\r\n")
+        assert client.response().header("Location") == expected
 
 
 def test_a_request_in_plain_without_a_host_is_refused(tmp_path: Path) -> None:
