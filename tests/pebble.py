@@ -26,7 +26,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hardserve.tls.acme.challenges import Challenges, is_validation
+from hardserve.tls.acme.challenges import Challenges
+from hardserve.tls.hello import parse
 from tests.support import PATIENCE_S
 from tests.test_http import eventually
 
@@ -266,7 +267,8 @@ def answering_tls(challenges: Challenges, port: int, ordinary: ssl.SSLContext) -
     def serve(connection: socket.socket) -> None:
         with connection:
             connection.settimeout(PATIENCE_S)
-            validation = is_validation(connection.recv(16384, socket.MSG_PEEK))
+            hello = parse(connection.recv(16384, socket.MSG_PEEK))
+            validation = hello is not None and hello.is_validation
 
             def choose(handshake: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
                 asked.append((name or "", validation))

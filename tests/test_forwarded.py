@@ -572,7 +572,7 @@ def test_a_megabyte_takes_milliseconds(text: str, end: str) -> None:
         resolve(PEER, fields, PROXIES, family)
         resolve(PEER, fields | {"HTTP_X_FORWARDED_FOR": CLIENT, "HTTP_FORWARDED": "for=192.0.2.1"}, PROXIES, family)
     # Generous, for machines that are busy and slow: what is quadratic takes minutes.
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 5
     # The client's own words change nothing, however long.
     if end.endswith("192.0.2.1"):
         resolved = forwarded(value) if "for" in end else x_forwarded(value)

@@ -536,7 +536,7 @@ def test_a_stop_does_not_wait_for_a_store_that_is_silent(rig: Rig, caplog: pytes
     rig.store.await_asked(offload.STORE_THREADS)
     begun = time.monotonic()
     rig.offload.stop(begun)
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 5
     rig.store.let(*[ConnectionError("closed")] * offload.STORE_THREADS)
     rig.loop.take_posted(offload.STORE_THREADS)  # or never, when the loop is gone
     assert not rig.ask()

@@ -566,6 +566,6 @@ def test_sending_many_small_parts_and_a_large_one_in_small_steps_is_quick() -> N
     send: Callable[[memoryview], int] = lambda data: min(len(data), 16_384)  # noqa: E731
     for _ in range(4000):
         outbox.send(send, no_file)
-    assert time.process_time() - began < 1.0, "4,000 copies of 64 MiB are half a minute"
+    assert time.process_time() - began < 5, "4,000 copies of 64 MiB are half a minute"
     assert wire.taken == b""
     outbox.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from time import perf_counter
+from time import thread_time
 from urllib.parse import quote, unquote_to_bytes
 
 import pytest
@@ -114,9 +114,9 @@ def test_a_pattern_agrees_with_a_regular_expression(pattern: str, path: str) -> 
 def test_no_path_takes_long(pattern: str, path: str) -> None:
     # As long as a request line may be. Whatever goes back and tries again takes for ever here.
     compiled = PathPattern(pattern)
-    began = perf_counter()
+    began = thread_time()
     assert not compiled.matches(normalized(path))
-    assert perf_counter() - began < 0.5
+    assert thread_time() - began < 2
 
 
 @settings(deadline=None)  # a busy machine is no failure

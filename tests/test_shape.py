@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "filechecks": {"settings", "values", "names", "configfiles", "contradictions"},
     "options": {"settings", "values", "addresses", "describe", "names", "configfiles", "contradictions", "filechecks"},
     "loader": EVERYBODYS,
-    "edge": EVERYBODYS,
+    "edge": EVERYBODYS | {"tls"},  # tls.hello alone: see below
     "wsgi": EVERYBODYS,
     "ops": EVERYBODYS,
     "checks": EVERYBODYS,
@@ -104,14 +104,20 @@ def test_the_parts_that_do_not_know_each_other() -> None:
         assert not ALLOWED[part] & apart
 
 
+def test_the_edge_knows_nothing_of_certificates() -> None:
+    edge = [name for path in MODULES if part_of(dotted(path)) == "edge" for name in imports(path)]
+    assert {name for name in edge if part_of(name) == "tls"} == {"hardserve.tls.hello"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_waitress_is_met_in_these_modules_alone(path: Path) -> None:
     meets = any(name.split(".")[0] == "waitress" for name in imports(path))
     assert meets == (dotted(path) in {"hardserve.edge.parsing", "hardserve.edge.chunks"})
 
 
-# A storage of `limits` must say in seconds of the day when a window ends. What is admitted does not depend on it.
-TELLS_THE_TIME = {"hardserve.edge.limitsstorage"}
+# A storage of `limits` must say in seconds of the day when a window ends. What is admitted does not depend on it. The end
+# of a client's certificate is a date.
+TELLS_THE_TIME = {"hardserve.edge.limitsstorage", "hardserve.edge.handshake"}
 TIMELESS = [path for path in MODULES if "edge" in path.parts and dotted(path) not in TELLS_THE_TIME]
 
 

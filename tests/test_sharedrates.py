@@ -39,7 +39,7 @@ TIMEOUT_S = 0.05
 # For a machine whose cores are all busy: what is asked must be answered.
 NO_HURRY_S = 5.0
 # What a thread is held for, at most: a step that times out, and what a busy machine adds.
-HELD_S = 1.0
+HELD_S = 4.0
 
 
 def limit(amount: int, period: int = HOUR, strategy: str = "fixed-window", burst: int = 0) -> Any:

@@ -134,10 +134,14 @@ def test_a_file_that_is_replaced_is_seen_at_the_next_open_and_the_open_one_stays
 
 def test_a_read_takes_as_long_as_it_is_told_and_the_rest_does_not(disk: Disk) -> None:
     disk.fs.delay(read_s=0.15)
-    began = time.monotonic()
-    with (disk.root / "empty").open("rb"):
-        opened = time.monotonic()
-    assert opened - began < 0.15
+    opening_s = []
+    for _ in range(5):  # a busy machine delays some of them
+        began = time.monotonic()
+        with (disk.root / "empty").open("rb"):
+            opened = time.monotonic()
+        opening_s.append(opened - began)
+    assert min(opening_s) < 0.15
+    opened = time.monotonic()
     assert (disk.root / "deep/er/fïle").read_text() == "far down"
     assert time.monotonic() - opened >= 0.15
 

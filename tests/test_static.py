@@ -1816,9 +1816,9 @@ def test_a_directory_with_100_000_files(tmp_path: Path) -> None:
             os.close(base)
         write(directory / "099999.txt", "the last")
         mount = {"url": "/m", "directory": str(directory), "listing": "on"}
-        begun = time.monotonic()
+        begun = time.process_time()
         with serving(app, static=[mount]) as running, running.connect() as client:
-            assert time.monotonic() - begun < 3.0, "it should take a tenth of that, on an idle machine"
+            assert time.process_time() - begun < 3.0, "it should take a tenth of that"
             assert client.get("/m/099999.txt").body == b"the last"
             assert client.get("/m/100000.txt").status == 404
             page = client.get("/m/").body

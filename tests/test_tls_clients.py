@@ -298,6 +298,26 @@ def test_a_resumed_session_is_still_the_clients(site: Site, version: str) -> Non
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_a_session_ends_with_the_certificate_that_it_was_begun_with(tmp_path: Path, version: str) -> None:
+    with asking(tmp_path, route=[{"path": "/private", **REQUIRED}]) as site:
+        made = CLIENTS.leaf(common_name="Eve", purposes=["client"], not_after_s=2)
+        context = site.context(made, version)
+        with site.connect_with(context) as client:
+            assert client.get("/private").status == 200
+            session = client.socket.tls.session
+
+        def is_refused() -> bool:
+            try:
+                with site.connect_with(context, session) as client:
+                    return client.get("/private").status != 200
+            except (OSError, EOFError):
+                return True
+
+        eventually(is_refused)
+        assert "bad client certificate: expired since its session began" in site.running.server._record._reasons
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_session_of_nobody_stays_nobodys(site: Site, version: str) -> None:
     context = site.context(None, version)
     with site.connect_with(context) as client:

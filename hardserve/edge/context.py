@@ -90,7 +90,7 @@ class EdgeContext:
     # them or what was raised. False is that it cannot at the moment.
     read_file: Callable[[SharedFile, int, int, Callable[[bytes | BaseException], None]], bool] = lambda *_: False
     give_way: Callable[[], None] = lambda: None  # lets go of the interpreter lock, if a worker is waiting for it
-    # Has a helper thread compute a step of a handshake (edge.tls.Handshaker.submit). False is that too many wait.
+    # Has a helper thread compute a step of a handshake (handshaker.Handshaker.submit). False is that too many wait.
     compute: Callable[[str, Callable[[], None], Callable[[float], None], Callable[[], bool], float, bool], bool] = (
         lambda *_: False
     )

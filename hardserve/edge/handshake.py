@@ -32,7 +32,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from hardserve.edge.tlsfacts import Facts, client_names
@@ -263,6 +264,9 @@ class Handshaking(Wire):
         tls = self._tls
         cipher = tls.cipher()
         certificate = tls.getpeercert()
+        # OpenSSL verifies once. A session that is resumed again and again would outlive what it was begun with.
+        if certificate and tls.session_reused and _has_expired(certificate):
+            raise HandshakeError("bad client certificate: expired since its session began")
         return Facts(
             protocol=tls.version() or "",
             cipher=cipher[0] if cipher else "",
@@ -293,8 +297,14 @@ def _first_record(data: bytearray) -> int:
     return size if len(data) >= size else 0
 
 
+def _has_expired(certificate: Mapping[str, object]) -> bool:
+    return ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time()
+
+
 def _reason(error: Exception) -> str:
     """Return what failed, in a few words."""
+    if isinstance(error, HandshakeError):
+        return error.reason
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"bad client certificate: {error.verify_message}"
     name = getattr(error, "reason", None)

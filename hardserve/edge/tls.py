@@ -54,12 +54,9 @@ import termios
 import threading
 
 from hardserve.edge.handshake import Choose, Handshaking
-from hardserve.edge.handshaker import Handshaker
 from hardserve.edge.tlswire import READ_BYTES
 from hardserve.edge.transport import HeldCalls
 from hardserve.tls.hello import RECORD_BYTES
-
-__all__ = ["Handshaker", "TlsTransport"]
 
 # Records taken apart in one call: they may hold a byte each, and then take longer than what they carry.
 RECORDS_PER_READ = 128

@@ -89,5 +89,6 @@ def _escape(value: str) -> str:
 
 
 def _native(text: str) -> str:
-    clean = "".join(char for char in text if char >= " " and char != "\x7f")
+    # Escaped rather than left out: "ad\x01min" is not "admin".
+    clean = "".join(f"\\{ord(char):02X}" if char < " " or char == "\x7f" else char for char in text)
     return clean.encode("utf-8", "replace").decode("latin-1")

@@ -25,7 +25,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hardserve.edge.tls import Handshaker, TlsTransport
+from hardserve.edge.handshaker import Handshaker
+from hardserve.edge.tls import TlsTransport
 from hardserve.edge.transport import HeldCalls, PlainTransport
 from hardserve.pool import Pool
 from tests.certs import Authority, client_context

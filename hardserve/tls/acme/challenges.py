@@ -10,8 +10,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from hardserve.tls.hello import BadHelloError, parse
-
 if TYPE_CHECKING:
     import ssl
 
@@ -69,12 +67,3 @@ class Challenges:
         """Answer no more. One certificate is ordered at a time: all there is belongs to it."""
         with self._lock:
             self._bodies, self._contexts = {}, {}
-
-
-def is_validation(data: bytes) -> bool:
-    """Return whether `data` begins with a whole ClientHello by which a CA looks for a name."""
-    try:
-        hello = parse(data)
-    except BadHelloError:
-        return False
-    return hello is not None and hello.is_validation
