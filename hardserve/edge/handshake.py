@@ -153,6 +153,7 @@ class Handshaking(Wire):
         if not flushed:
             return "write"
         if outcome == "done":
+            self._incoming.write(self._held_back)  # the beginning of a record behind the last message
             self._hello, self._held_back = None, bytearray()
             # A client may send its request along with the last message.
             self._more = self._incoming.pending > 0
@@ -199,7 +200,7 @@ class Handshaking(Wire):
         record = _first_record(held)
         if self._answered:
             self._costly = self._verifies
-            return len(held) if record else 0
+            return _whole_records(held)
         if self._hello is not None and held[0] != HANDSHAKE:
             # Between two hellos there may be a ChangeCipherSpec (RFC 8446 D.4) or an alert, which cost nothing.
             self._costly = False
@@ -295,6 +296,17 @@ def _first_record(data: bytearray) -> int:
         return 0
     size = RECORD_HEADER_BYTES + int.from_bytes(data[3:5], "big")
     return size if len(data) >= size else 0
+
+
+def _whole_records(data: bytearray) -> int:
+    """Return how long the records at the start of `data` are together that are all here."""
+    end = 0
+    while len(data) >= end + RECORD_HEADER_BYTES:
+        following = end + RECORD_HEADER_BYTES + int.from_bytes(data[end + 3 : end + 5], "big")
+        if following > len(data):
+            break
+        end = following
+    return end
 
 
 def _has_expired(certificate: Mapping[str, object]) -> bool:

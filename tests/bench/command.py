@@ -30,7 +30,7 @@ def parser(name: str, parts: Mapping[str, str], *, description: str | None, epil
     found = argparse.ArgumentParser(
         prog=f"python -m {__package__}.{name}",
         description=description,
-        epilog=epilog.replace("{parts}", "\n".join(f"  {part:10}{what}" for part, what in parts.items())),
+        epilog=epilog.replace("{parts}", "\n".join(f"  {part:12}{what}" for part, what in parts.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = found.add_argument

@@ -75,7 +75,7 @@ Parts:
 Rounds are interleaved: each starts every server afresh, the first one by turns; ratios are taken within
 a round, printed are medians. hardserve has default settings but for its rate limit and what is said here.
 nginx has one worker, TLS 1.2 and 1.3, a session cache and its own defaults for the rest; both have the
-same certificate. Both are TLS 1.3 with AES-256-GCM and X25519 in the end, which is looked at.
+same certificate, and TLS 1.3 with AES-256-GCM is what is looked for.
 
 alive: two servers, loaded in turns (A B B A, then B A A B); wrk, {connections} kept connections.
 proxied: as `python -m tests.bench` has it, but for gunicorn's threads, 8 as ours, and its workers.
