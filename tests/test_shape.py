@@ -115,8 +115,8 @@ def test_waitress_is_met_in_these_modules_alone(path: Path) -> None:
     assert meets == (dotted(path) in {"hardserve.edge.parsing", "hardserve.edge.chunks"})
 
 
-# A storage of `limits` must say in seconds of the day when a window ends. What is admitted does not depend on it. The end
-# of a client's certificate is a date.
+# A storage of `limits` must say in seconds of the day when a window ends; what is admitted does not depend on it. The
+# end of a client's certificate is a date.
 TELLS_THE_TIME = {"hardserve.edge.limitsstorage", "hardserve.edge.handshake"}
 TIMELESS = [path for path in MODULES if "edge" in path.parts and dotted(path) not in TELLS_THE_TIME]
 

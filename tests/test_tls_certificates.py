@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardserve.tls.certificates import DAY_S, CertificateError, Pair, day, judge, load
 from hardserve.http.hostnames import covers, is_address, normal_name, wildcard_of
+from hardserve.tls.certificates import DAY_S, CertificateError, Pair, day, judge, load
 from hardserve.tls.pemfiles import (
     MAX_CERTIFICATE_BYTES,
     MAX_CHAIN,
