@@ -58,6 +58,30 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return text.removeprefix("Skipped: ")
 
 
+# --- plain and over TLS ---
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have what uses the fixture `transport` done over both, or over plain TCP if it says why."""
+    if "transport" in metafunc.fixturenames:
+        plain = metafunc.definition.get_closest_marker("plain_only")
+        assert plain is None or plain.args, f"{metafunc.definition.nodeid}: why?"
+        metafunc.parametrize("transport", ["plain"] if plain else ["plain", "tls"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Have `tests.support.serving` speak plain HTTP, then HTTPS.
+
+    A module has `pytestmark = pytest.mark.usefixtures("transport")`, or uses it where something crosses the wire. What
+    is set up once for a module and serves has to ask for it, or its first server is that of both.
+    """
+    from tests.support import over  # which is not needed to see that a peer is missing
+
+    with over(request.param):
+        yield request.param
+
+
 # --- no waiting for the garbage of others ---
 
 

@@ -202,6 +202,10 @@ def spoken(connected: socket.socket) -> Any:
     return TlsSocket(connected) if _Transport.tls else connected
 
 
+def speaks_tls() -> bool:
+    return _Transport.tls
+
+
 @contextlib.contextmanager
 def over(transport: str) -> Iterator[None]:
     """Have `serving` speak "plain" or "tls" while the block runs."""

@@ -43,6 +43,8 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 Fields = list[tuple[str, str]]
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -106,7 +108,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(files: Path) -> Iterator[Stage]:
+def stage(files: Path, transport: str) -> Iterator[Stage]:
     stage = Stage()
     stage.files = files
     with serving(stage, static=[*roots(files), {"url": "/public", "directory": str(files)}]) as stage.running:
@@ -114,7 +116,7 @@ def stage(files: Path) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def bare() -> Iterator[Stage]:
+def bare(transport: str) -> Iterator[Stage]:
     """One without roots."""
     stage = Stage()
     with serving(stage) as stage.running:
@@ -405,7 +407,7 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(files: Path) -> Iterator[Both]:
+def both(files: Path, transport: str) -> Iterator[Both]:
     with (
         serving(flask_app(files, x_sendfile=False)) as itself,
         serving(flask_app(files, x_sendfile=True), static=roots(files)) as by_us,

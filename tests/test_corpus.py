@@ -73,7 +73,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def served(transport: str) -> Iterator[Served]:
     app = Recorder()
     with serving(app, limits_body=LIMITS.body) as running:
         yield Served(running, app)
@@ -324,7 +324,7 @@ def check_serves(running: Running) -> None:
         assert client.get("/good").status == 200
 
 
-@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.usefixtures("transport", "no_traceback")
 def test_more_connections_that_are_kept_alive_than_threads_are_all_served() -> None:
     """CVE-2021-29509: in puma, clients that always had a next request kept the threads, and others never had one."""
     app = Recorder()

@@ -25,6 +25,8 @@ import pytest
 
 from tests.support import PATIENCE_S, Client, Response, Running, serving, spoken
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 REPOSITORY = Path(__file__).parent.parent
 STOPS = 200
 AT_ONCE = 8  # servers side by side: a stop is mostly waiting
@@ -109,7 +111,7 @@ def unix(path: Path) -> Callable[[], socket.socket]:
         except BaseException:
             connected.close()
             raise
-        return connected
+        return spoken(connected)
 
     return connect
 

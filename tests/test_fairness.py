@@ -17,6 +17,8 @@ from hardserve.edge.connection import HEAD, REFUSALS_PER_TURN
 from tests.support import PATIENCE_S, Client, Running, serving, spoken
 from tests.test_http import GET, connections, echo, eventually, read_digest
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 BLOCK = b"x" * 65536
 BLOCKS = 320  # 20 MiB, more than the socket's buffers take
 
@@ -207,7 +209,7 @@ def test_requests_on_a_unix_socket_are_nobodys_in_particular(tmp_path: Any) -> N
         for _ in range(3):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(path)
-            client.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+            spoken(client).sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         eventually(lambda: len(running.server._workers.busy()) == 3)
         app.open.set()
 

@@ -19,7 +19,7 @@ from tests.support import Running, serving
 
 
 @pytest.fixture(scope="module")
-def attacked() -> Iterator[Running]:
+def attacked(transport: str) -> Iterator[Running]:
     with serving(app) as running:
         yield running
 

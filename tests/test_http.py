@@ -25,7 +25,9 @@ import pytest
 
 from hardserve.edge.connection import BUSY, CLOSED, READ_BYTES, Connection
 from hardserve.edge.parsing import Request
-from tests.support import PATIENCE_S, Client, Running, edge_context, over, serving
+from tests.support import PATIENCE_S, Client, Running, edge_context, serving
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -58,15 +60,8 @@ def read_rest(client: Client) -> bytes:
     return taken
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"], autouse=True)
-def transport(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have everything here done over both."""
-    with over(request.param):
-        yield
-
-
 @pytest.fixture(scope="module")
-def echoing(transport: None) -> Iterator[Running]:
+def echoing(transport: str) -> Iterator[Running]:
     with serving(echo) as running:
         yield running
 

@@ -45,6 +45,8 @@ from tests.support import PATIENCE_S, Client, Response, Running, serving, spoken
 from tests.test_http import eventually
 from tests.test_ranges import model
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 MODIFIED = 1_000_000_000
 DIGITS = b"0123456789" * 100
 BIG = random.Random(5).randbytes(300_000)  # more than is kept in memory
@@ -128,7 +130,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Site]:
     """A server with a mount of each kind, which looks at nothing twice."""
     base = tmp_path_factory.mktemp("site")
     mount = plant(base)
@@ -1032,7 +1034,7 @@ SIZES = (0, 1, 7, 1000, 100_000)
 
 
 @pytest.fixture(scope="module")
-def sized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Mapping[int, bytes]]]:
+def sized(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[tuple[Client, Mapping[int, bytes]]]:
     directory = tmp_path_factory.mktemp("sized")
     contents = {size: random.Random(size).randbytes(size) for size in SIZES}
     for size, content in contents.items():
@@ -1171,7 +1173,7 @@ SUFFIX = {"br": ".br", "zstd": ".zst", "gzip": ".gz"}
 
 
 @pytest.fixture(scope="module")
-def coded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def coded(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Running]:
     """A script with all of its siblings, one with a stale one, one with a link, and a picture."""
     directory = tmp_path_factory.mktemp("coded")
     write(directory / "app.js", SCRIPT)
@@ -1423,6 +1425,7 @@ def test_memory_is_bounded_whatever_is_asked_for(tmp_path: Path) -> None:
         assert cache._bytes == sum(cache._costs.values()) <= 200_000
 
 
+@pytest.mark.plain_only("of what is remembered, and it takes a second")
 def test_misses_take_no_memory_without_end(tmp_path: Path) -> None:
     with (
         serving(app, static=[f"/m={tmp_path}"], files_memory=100_000, limits_connection_requests=10**6) as running,
@@ -1571,6 +1574,7 @@ def test_a_disk_that_takes_too_long_is_503_and_the_connection_goes_on(
     assert not [record for record in caplog.records if record.exc_info], caplog.text
 
 
+@pytest.mark.plain_only("of whose answer it is, and it waits for seconds")
 def test_the_next_request_of_who_was_told_so_is_not_taken_for_the_last(tmp_path: Path) -> None:
     """The late result is for a request that was answered; the connection is busy with another by then."""
     write(tmp_path / "big.bin", BIG)
@@ -1803,6 +1807,7 @@ def test_a_large_file_that_grows_all_the_time_is_answered_in_the_end(tmp_path: P
 # --- many files ---
 
 
+@pytest.mark.plain_only("of the file system, and it takes seconds")
 def test_a_directory_with_100_000_files(tmp_path: Path) -> None:
     memory = "/dev/shm"  # where making them takes a tenth of the time
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as parent:

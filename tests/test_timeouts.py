@@ -16,6 +16,8 @@ from hardserve.edge.deadlines import SLOT_S
 from tests.support import PATIENCE_S, Client, Running, serving
 from tests.test_http import GET, connections, echo, eventually, read_digest
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
 BLOCK = b"x" * 65536
 # A slot of the wheel, and what a busy machine adds: every deadline that is not set here takes ten seconds or more.

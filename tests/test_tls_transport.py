@@ -246,7 +246,7 @@ def test_what_a_connection_is_secured_with_is_known(server: ssl.SSLContext, vers
         assert (facts.protocol, facts.resumed) == (told, False)
         cipher = pair.tls.cipher()
         assert cipher is not None
-        assert facts.environ() == {
+        assert facts.environ == {
             "SSL_PROTOCOL": told,
             "SSL_CIPHER": cipher[0],
             "SSL_SESSION_RESUMED": "Initial",
@@ -273,7 +273,7 @@ def test_a_session_is_resumed(server: ssl.SSLContext, version: str) -> None:
         with in_thread(connect):
             shake(pair.transport)
         assert pair.transport.facts is not None
-        assert pair.transport.facts.environ()["SSL_SESSION_RESUMED"] == "Resumed"
+        assert pair.transport.facts.environ["SSL_SESSION_RESUMED"] == "Resumed"
         pair.tls.sendall(b"once more")
         assert receive(pair.transport) == b"once more"
 
@@ -730,7 +730,7 @@ def test_a_verified_client_is_named(mutual: ssl.SSLContext, tmp_path: Path, vers
     client.load_cert_chain(made.certificate, made.key)
     with established(mutual, client) as pair:
         assert pair.transport.facts is not None
-        environ = pair.transport.facts.environ()
+        environ = pair.transport.facts.environ
         assert environ["SSL_CLIENT_VERIFY"] == "SUCCESS"
         assert environ["SSL_CLIENT_S_DN"] == "CN=Ada\\, Lovelace"
         assert environ["SSL_CLIENT_S_DN_CN"] == "Ada, Lovelace"
@@ -743,7 +743,7 @@ def test_a_verified_client_is_named(mutual: ssl.SSLContext, tmp_path: Path, vers
 def test_a_client_without_a_certificate_is_nobody_or_refused(mutual: ssl.SSLContext, version: str) -> None:
     with established(mutual, client_context(version=version)) as pair:
         assert pair.transport.facts is not None
-        assert pair.transport.facts.environ()["SSL_CLIENT_VERIFY"] == "NONE"
+        assert pair.transport.facts.environ["SSL_CLIENT_VERIFY"] == "NONE"
     mutual.verify_mode = ssl.CERT_REQUIRED
     with joined(mutual) as pair:
         client = client_context(version=version)

@@ -39,7 +39,8 @@ was cut does not look whole.
 
 Memory. An idle connection keeps an SSL object and two buffers, that OpenSSL never makes smaller: hence the bound on
 what goes into them at once. Python has OpenSSL release its record buffers (SSL_MODE_RELEASE_BUFFERS). That is 17 KiB
-above a plain connection after a few small requests, 37 after a large response, and some 20 more after a large request.
+above a plain connection after a few small requests, 26 after a large response (python -m tests.bench.tls --parts
+memory), and about ten more after a large request.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ from hardserve.tls.hello import RECORD_BYTES
 
 # Records taken apart in one call: they may hold a byte each, and then take longer than what they carry.
 RECORDS_PER_READ = 128
+# In one record that is written: half of what one may hold, so that the buffer that it leaves by, and that stays
+# allocated, has half as much. 100 MiB take a seventh longer for it (python -m tests.bench.tls --parts large,memory).
+WRITE_BYTES = 8192
 # Encrypted before the next `send`; the least while the socket does not take as much, so that a crowd of slow readers
 # keeps little.
 PIECE_MIN_BYTES = RECORD_BYTES
@@ -122,17 +126,24 @@ class TlsTransport(Handshaking):
             if data is None:
                 if self._ended:
                     return b""
-                arrived = self._receive_raw(READ_BYTES)
-                if arrived is None:
-                    return None
-                if not arrived:
-                    self._ended = self.truncated = True
-                    return b""
-                self._incoming.write(arrived)
-                data = self._decrypt(max_bytes)
+                data = self._receive_records(max_bytes)
             if self._outgoing.pending:
                 self._flush_unasked()
         return data
+
+    def _receive_records(self, max_bytes: int) -> bytes | None:
+        """Read from the socket until a record is whole, if all of it is there. With the lock."""
+        while True:
+            arrived = self._receive_raw(READ_BYTES)
+            if arrived is None:
+                return None
+            if not arrived:
+                self._ended = self.truncated = True
+                return b""
+            self._incoming.write(arrived)
+            data = self._decrypt(max_bytes)
+            if data is not None or len(arrived) < READ_BYTES:
+                return data
 
     def _decrypt(self, max_bytes: int) -> bytes | None:
         """Return what is inside, b"" for the end, None if that is not a whole record. With the lock."""
@@ -232,7 +243,7 @@ class TlsTransport(Handshaking):
         size = len(data)
         write, out = self._tls.write, self._outgoing.read
         view = memoryview(data)
-        written = write(data if size <= RECORD_BYTES else view[:RECORD_BYTES])
+        written = write(data if size <= WRITE_BYTES else view[:WRITE_BYTES])
         wire = out()
         if written == size:
             total = len(wire)
@@ -241,7 +252,7 @@ class TlsTransport(Handshaking):
             # Taken out record by record, so that the buffer stays small; sent at once.
             records = [wire]
             while written < size:
-                written += write(view[written : written + RECORD_BYTES])
+                written += write(view[written : written + WRITE_BYTES])
                 records.append(out())
             total = sum(map(len, records))
             try:

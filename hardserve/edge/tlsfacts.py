@@ -28,16 +28,18 @@ class Facts:
     resumed: bool
     alpn: str | None
     client: Mapping[str, str] = field(default_factory=dict)  # of its verified certificate, empty if it sent none
+    # What the app is told, under the names that mod_ssl has given it; made once, for all requests of a connection.
+    environ: Mapping[str, str] = field(init=False)
 
-    def environ(self) -> dict[str, str]:
-        """Return what the app is told, under the names that mod_ssl has given it. Any thread."""
-        return {
+    def __post_init__(self) -> None:
+        told = {
             "SSL_PROTOCOL": self.protocol,
             "SSL_CIPHER": self.cipher,
             "SSL_SESSION_RESUMED": "Resumed" if self.resumed else "Initial",
             "SSL_CLIENT_VERIFY": "SUCCESS" if self.client else "NONE",
             **self.client,
         }
+        object.__setattr__(self, "environ", told)
 
 
 def client_names(certificate: Mapping[str, object]) -> dict[str, str]:

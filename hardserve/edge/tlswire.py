@@ -13,10 +13,9 @@ import socket
 import ssl
 
 from hardserve.edge.transport import HELD_BYTES, HeldCalls
-from hardserve.tls.hello import RECORD_BYTES
 
-# From the socket at once: a whole record with its overhead. It bounds what stays allocated (see edge.tls).
-READ_BYTES = RECORD_BYTES + 256 + 5
+# From the socket at once: half of the largest record. It bounds what stays allocated (see edge.tls).
+READ_BYTES = 8192
 
 
 class Wire:

@@ -5,7 +5,7 @@ Declarations and data; worker threads read them. What is behind the protocols is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
@@ -49,7 +49,8 @@ class Listening(Protocol):
 class Secured(Protocol):
     """What a connection is secured with, where TLS ends here."""
 
-    def environ(self) -> dict[str, str]: ...
+    @property
+    def environ(self) -> Mapping[str, str]: ...
 
 
 class Channel(Protocol):

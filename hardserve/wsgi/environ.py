@@ -76,7 +76,7 @@ def _apply_scheme(environ: Environ, channel: Channel, identity: Identified | Non
         _apply_identity(environ, identity, secure=channel.secure)
         return
     environ["wsgi.url_scheme"] = "https"
-    environ.update(tls.environ())
+    environ.update(tls.environ)
     if identity is not None:
         _apply_identity(environ, identity, secure=False)
     if environ["wsgi.url_scheme"] == "https":

@@ -25,7 +25,7 @@ from .limits import of_felt, of_loads
 from .limits_load import Load, Watch, drive
 from .peers import OURS, REPOSITORY, Run, Server, program
 from .process import Running, free_port, running
-from .report import MIB, Spread, compare, spread
+from .report import MIB, compare, spread
 
 PARTS = {
     "small": "a file of 10 KiB, against WhiteNoise on waitress and nginx",
@@ -172,7 +172,7 @@ class Bench(Sampled):
         # At the rate of nginx: whoever sends the same in half the time is as busy for half as long.
         rates = [figures["MB/s"] * 1e6 / (1 << 30) for figures in self.results["large"].get(NGINX, []) if figures]
         rate = median(rates) if rates else 0.0
-        more = self._against("large", NGINX, "CPU ms/GiB", lambda a, b: (a - b) / 1000 * rate)
+        more = self.against("large", OURS, NGINX, "CPU ms/GiB", lambda a, b: (a - b) / 1000 * rate)
         self.bar("100 MiB, CPU more than nginx, at its rate", 0.10, "cores", more)
 
     def slow(self) -> None:
@@ -254,7 +254,7 @@ class Bench(Sampled):
                 disk.delay(read_s=COLD_READ_S)
                 mounts = {"/media": media, "/disk": mountpoint}
                 for number in range(self.rounds(3)):
-                    for make in self._in_turn([ours, nginx], number):
+                    for make in self._asked([ours, nginx], number):
                         with self._serving(make(mounts)) as it:
                             self._expect(it, "/media/photo.jpg", 200, content)
                             self._probe(it)
@@ -276,7 +276,7 @@ class Bench(Sampled):
     ) -> None:
         """In each round, start each server with the mounts and add what `measure` finds of it."""
         for number in range(self.rounds(3)):
-            for make in self._in_turn(makers, number):
+            for make in self._asked(makers, number):
                 server = make(mounts)
                 if reason := server.missing():
                     self.problems.append(f"{part}: {server.name}: {reason}")
@@ -284,22 +284,14 @@ class Bench(Sampled):
                 with self._serving(server) as it:
                     self.add(part, server.name, measure(it))
 
-    def _in_turn(
-        self, makers: Sequence[Callable[[Mounts], Server]], number: int
-    ) -> Sequence[Callable[[Mounts], Server]]:
-        asked = [make for make in makers if not (self.options.without and make is ours)]
-        first = number % len(asked)
-        return [*asked[first:], *asked[:first]]
+    def _asked(self, makers: Sequence[Callable[[Mounts], Server]], number: int) -> Sequence[Callable[[Mounts], Server]]:
+        return self.in_turn([make for make in makers if not (self.options.without and make is ours)], number)
 
     def _own_rounds(self, usual: int) -> int:
         return 0 if self.options.without else self.rounds(usual)
 
     def _bar_against(self, part: str, peer: str, what: str, limit: float, *, figure: str = "rps") -> None:
-        self.bar(what, limit, "times", self._against(part, peer, figure, lambda a, b: a / b), least=True)
-
-    def _against(self, part: str, peer: str, figure: str, how: Callable[[float, float], float]) -> Spread | None:
-        found = self.results.get(part, {})
-        return compare(found[OURS], found[peer], figure, how) if OURS in found and peer in found else None
+        self.bar(what, limit, "times", self.against(part, OURS, peer, figure), least=True)
 
     @contextlib.contextmanager
     def _serving(self, server: Server, *flags: str, app: str = "hello:app") -> Iterator[Running]:

@@ -51,6 +51,10 @@ class Running:
     def url(self, path: str = "/") -> str:
         return f"http://{self.run.address}{path}"
 
+    def secured(self, connected: socket.socket) -> socket.socket:
+        """What is spoken on a connection to it: as it is, where there is no TLS."""
+        return connected
+
     def processes(self) -> list[int]:
         """The ids of all its live processes."""
         sessions = {leader.pid for leader in self.leaders}
@@ -111,12 +115,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(server: Server, run: Run) -> Iterator[Running]:
+def running(server: Server, run: Run, kind: type[Running] = Running) -> Iterator[Running]:
     """Start `server`, wait for its first answer, and end it on the way out whatever happens.
 
     Raises StartError when it has not answered after 20 seconds.
     """
-    it = Running(server, run)
+    it = kind(server, run)
     commands = server.commands(run)
     try:
         began = time.monotonic()
@@ -194,11 +198,12 @@ def _await_answer(it: Running, began: float) -> None:
             try:
                 probe.connect(("127.0.0.1", it.run.port))
                 it.listening_s = it.listening_s or time.monotonic() - began
-                probe.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-                # An nginx whose upstream is not there yet says 502: not an answer.
-                if probe.recv(65536).startswith(b"HTTP/1.1 200"):
-                    it.answer_s = time.monotonic() - began
-                    return
+                with it.secured(probe) as spoken:
+                    spoken.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                    # An nginx whose upstream is not there yet says 502: not an answer.
+                    if spoken.recv(65536).startswith(b"HTTP/1.1 200"):
+                        it.answer_s = time.monotonic() - began
+                        return
             except OSError:
                 pass
         time.sleep(0.001)
