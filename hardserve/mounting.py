@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ WAY_OUT = "nothing of the kind may be in what is served: move it elsewhere, or s
 
 def mounts_of(app: object, settings: Settings) -> Mounts:
     """Return the mounts of a server with these settings. Raises SettingsError with every problem of those."""
-    app_files = _app_files(app)
+    app_files = cache(partial(_app_files, app))  # takes a look at every module there is: only where one is asked about
     configured = list(_configured(settings))
     mounts: list[Mount] = []
     problems: list[str] = []
@@ -40,7 +41,7 @@ def mounts_of(app: object, settings: Settings) -> Mounts:
         except OSError as error:
             problems.append(f"{where}: {error.strerror or error}")
             continue
-        found = exposed(Path(static.directory), app_files=app_files)
+        found = exposed(Path(static.directory), app_files=app_files())
         problems += [f"{where}: {sentence}" for sentence in found]
         if found:
             problems.append(f"{where}: {WAY_OUT}")
@@ -110,13 +111,13 @@ def _around(path: str, statics: Sequence[StaticSettings]) -> Sequence[StaticSett
     return [max(inside, key=lambda found: len(found[0]))[1]] if inside else []
 
 
-def _of_app(app: object, taken: Sequence[str], app_files: AppFiles, auto: str) -> Iterator[AppStatic]:
+def _of_app(app: object, taken: Sequence[str], app_files: Callable[[], AppFiles], auto: str) -> Iterator[AppStatic]:
     """Yield the app's folders that are served in its place, and say which are not."""
     folders, sentences = static_folders(app, always=auto == "always", taken=taken)
     for sentence in sentences:
         logger.info("%s", sentence)
     for folder in folders:
-        found = exposed(Path(folder.directory), app_files=app_files)
+        found = exposed(Path(folder.directory), app_files=app_files())
         for sentence in found:
             logger.warning("%s is left to the app, which may serve that as well: %s; move it", folder.url, sentence)
         if not found:

@@ -69,17 +69,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("transport", ["plain"] if plain else ["plain", "tls"], indirect=True, scope="module")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Function) -> Iterator[object]:
+    """Have `tests.support.serving` speak what the test is to be done over.
+
+    Not left to the fixture: that ends with its module, and there may be tests without it.
+    """
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "transport" not in params:
+        return (yield)
+    from tests.support import over  # which is not needed to see that a peer is missing
+
+    with over(params["transport"]):
+        return (yield)
+
+
 @pytest.fixture(scope="module")
-def transport(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Have `tests.support.serving` speak plain HTTP, then HTTPS.
+def transport(request: pytest.FixtureRequest) -> str:
+    """Return "plain", then "tls", and have `tests.support.serving` and `spoken` do that.
 
     A module has `pytestmark = pytest.mark.usefixtures("transport")`, or uses it where something crosses the wire. What
     is set up once for a module and serves has to ask for it, or its first server is that of both.
     """
-    from tests.support import over  # which is not needed to see that a peer is missing
-
-    with over(request.param):
-        yield request.param
+    return str(request.param)
 
 
 # --- no waiting for the garbage of others ---

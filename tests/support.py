@@ -81,13 +81,14 @@ class Running:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    def connect(self, source: str | None = None) -> Client:
+    def connect(self, source: str | None = None, *, wait: bool = True) -> Client:
+        """Without `wait`, no answer to a handshake is waited for: `Client.shake_hands` does that."""
         connected = socket.create_connection(
             ("127.0.0.1", self.port), PATIENCE_S, source_address=(source, 0) if source else None
         )
         if not self.url.startswith("https:"):
             return Client(connected)
-        return Client(TlsSocket(connected))
+        return Client(TlsSocket(connected, wait=wait))
 
     def exchange(self, data: bytes) -> bytes:
         """Send `data` on a connection of its own and return everything that comes back."""
@@ -110,17 +111,30 @@ class TlsSocket:
     By default it takes whatever certificate it is shown.
     """
 
-    def __init__(self, raw: socket.socket, context: ssl.SSLContext | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        raw: socket.socket,
+        context: ssl.SSLContext | None = None,
+        name: str | None = None,
+        *,
+        wait: bool = True,
+    ) -> None:
         self.raw = raw
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._lock = threading.Lock()
+        if wait:
+            self.shake_hands()
+        else:
+            self._shakes_hands()
+
+    def shake_hands(self) -> None:
         try:
             while not self._shakes_hands():
                 if not self._take(65536):
                     raise ConnectionError("closed during the handshake")  # noqa: TRY301
         except BaseException:
-            raw.close()
+            self.raw.close()
             raise
 
     def __getattr__(self, name: str) -> Any:
@@ -197,13 +211,20 @@ class _Transport:
     tls = os.environ.get("HARDSERVE_TEST_TRANSPORT") == "tls"
 
 
-def spoken(connected: socket.socket) -> Any:
+def spoken(connected: socket.socket, *, wait: bool = True) -> Any:
     """Return a connected socket as `serving` speaks on it."""
-    return TlsSocket(connected) if _Transport.tls else connected
+    return TlsSocket(connected, wait=wait) if _Transport.tls else connected
 
 
 def speaks_tls() -> bool:
     return _Transport.tls
+
+
+def tls_flags() -> tuple[str, ...]:
+    """Return what has the command speak as `serving` does."""
+    if not _Transport.tls:
+        return ()
+    return ("--tls-certificate", str(own_pair().certificate), "--tls-key", str(own_pair().key))
 
 
 @contextlib.contextmanager
@@ -232,6 +253,7 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     log = RecordingAccessLog()
     server = Server(app, from_keywords(**settings), log)
     server.bind()
+    server._loop._acceptor.handshake_s = 0.0  # nobody here is far away, and there are thousands of stops
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(server.run()), name="edge", daemon=True)
     running = Running(server, log, thread, codes)
@@ -376,6 +398,10 @@ class Client:
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
+
+    def shake_hands(self) -> None:
+        if isinstance(self.socket, TlsSocket):
+            self.socket.shake_hands()
 
     def shutdown_write(self) -> None:
         with contextlib.suppress(OSError):

@@ -23,6 +23,7 @@ import pytest
 from hardserve.edge.admission import (
     ACCEPTS_PER_TURN,
     COMPLAINT_INTERVAL_S,
+    HANDSHAKE_S,
     NO_DESCRIPTORS_PER_TURN,
     PAUSE_S,
     ROOM_FOR_RESERVE,
@@ -560,6 +561,9 @@ def test_at_the_end_those_who_wait_are_taken_whatever_their_clients_limits() -> 
             rig.connect(ALICE, listener=number % 2)
         rig.acceptor.finish(START)
         assert len(rig.open) == rig.clients.connections(ALICE) == 2 * ACCEPTS_PER_TURN + 10
+        assert not rig.acceptor.finished, "somebody's handshake may be under way"
+        assert rig.acceptor.wait_s(START) == pytest.approx(HANDSHAKE_S)
+        rig.turn(START + HANDSHAKE_S)
         assert rig.acceptor.finished
         assert rig.refused == []
         for connection in list(rig.open):
@@ -577,7 +581,7 @@ def test_at_the_end_those_past_the_cap_wait_until_others_leave() -> None:
             assert (len(rig.open), rig.acceptor.finished, rig.acceptor.wait_s(START)) == (2, False, None)
             rig.end(rig.open[0])
             assert hears(client) == "", "its turn came in order"
-        rig.turn()
+        rig.turn(START + HANDSHAKE_S)
         assert rig.acceptor.finished, "the last two are in, and nobody waits"
         assert (len(rig.open), rig.refused, rig.rooms_asked) == (2, [], 0)
 
@@ -607,6 +611,8 @@ def test_the_end_comes_during_a_pause_without_waiting_for_it() -> None:
             rig.turn()
             assert rig.acceptor.wait_s(START) is not None
         rig.acceptor.finish(START)
+        assert len(rig.open) == 3
+        rig.turn(START + HANDSHAKE_S)
         assert rig.acceptor.finished
         assert all(map(is_waiting, clients[NO_DESCRIPTORS_PER_TURN:]))
 

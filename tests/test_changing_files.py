@@ -256,6 +256,7 @@ def test_a_small_file_that_is_written_over_comes_in_one_version(path: Path, chan
     assert len(seen.versions) > 5
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("change", [in_place, cut_short_first], ids=lambda change: change.__name__)
 def test_a_large_file_that_is_written_over_is_cut_or_of_the_length_that_was_said(path: Path, change: Change) -> None:
     """What has left by sendfile and is still in the kernel's buffers is the file itself: nobody can keep it as it was.
@@ -297,6 +298,7 @@ def large_content() -> bytes:
     return random.Random(1).randbytes(1 << 20) * (LONG_BYTES >> 20)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -328,6 +330,7 @@ def test_a_response_is_cut_when_its_file_is_not_the_same_any_more(
             assert receive(other, path.stat().st_size) == path.read_bytes()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "change",
     [

@@ -39,6 +39,7 @@ def request(path: str, *fields: str) -> bytes:
 # --- who leaves the queue ---
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("max_client", [1, 2], ids=["held back", "waiting for a thread"])
 def test_clients_that_leave_while_they_wait_leave_their_places_to_others(max_client: int) -> None:
     app = Holding()
@@ -65,6 +66,7 @@ def test_clients_that_leave_while_they_wait_leave_their_places_to_others(max_cli
     assert "/gone" not in app.asked, "nobody waits for its answer"
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_request_that_leaves_the_queue_lets_the_next_of_its_client_in() -> None:
     app = Holding()
     with serving(app, threads=1) as running, running.connect(BOB) as holding, running.connect(ALICE) as next_one:
@@ -85,6 +87,7 @@ def test_a_request_that_leaves_the_queue_lets_the_next_of_its_client_in() -> Non
 # --- who sends more than is taken ---
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_client_that_sends_on_behind_its_last_request_is_not_read_byte_by_byte() -> None:
     """What was read ahead is as much as may be; after the answer, what comes is only thrown away."""
     app = Holding()
@@ -101,6 +104,7 @@ def test_a_client_that_sends_on_behind_its_last_request_is_not_read_byte_by_byte
         assert client.receive_all() == b""
 
 
+@pytest.mark.usefixtures("transport")
 def test_many_who_send_ahead_keep_no_more_than_all_may_where_memory_is_short() -> None:
     limit, count = 1 << 20, 40
     app = Holding()

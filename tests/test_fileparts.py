@@ -35,7 +35,8 @@ from hardserve.edge.parsing import Request
 from hardserve.pool import Pool
 from hardserve.protocol import FileFailedError, FilePart, SharedFile
 from hardserve.refusals import Refusal
-from tests.support import PATIENCE_S, Client, edge_context, switching_often
+from hardserve.tls.policy import server_context
+from tests.support import PATIENCE_S, Client, edge_context, own_pair, speaks_tls, spoken, switching_often
 from tests.test_http import eventually
 from tests.test_races import GET, Rig, turn
 
@@ -59,6 +60,19 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def compute_at_once(
+    _client: str,
+    compute: Callable[[], None],
+    done: Callable[[float], None],
+    _wanted: Callable[[], bool],
+    now: float,
+    _begun: bool = False,
+) -> bool:
+    compute()
+    done(now)
+    return True
+
+
 class FileEdge:
     """A loop in a thread that serves the files of `directory`: /HOW/NAME, where HOW is
 
@@ -71,11 +85,13 @@ class FileEdge:
     """
 
     def __init__(self, directory: Path, *, cold: bool = False, **settings: Any) -> None:
-        (listener,) = open_listeners("127.0.0.1:0", 64)
+        (listener,) = open_listeners("127.0.0.1:0", 64, tls=speaks_tls())
         self.port = int(listener.port)
         self.directory = directory
-        self.loop = Loop([listener], 1000, Clients(0, 0), Peers())
+        context = server_context(own_pair()) if speaks_tls() else None
+        self.loop = Loop([listener], 1000, Clients(0, 0), Peers(), tls=None if context is None else lambda: context)
         self.ctx = edge_context(self.loop, self._dispatch, EdgeContext, rate_limiting_default="off", **settings)
+        self.ctx.compute = compute_at_once
         self.ctx.serve_file = self._serve
         self.ctx.read_file = self._read
         if cold:
@@ -112,7 +128,7 @@ class FileEdge:
         if receive_buffer:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connected.connect(("127.0.0.1", self.port))
-        return Client(connected)
+        return Client(spoken(connected))
 
     def warm_up(self) -> None:
         """Have it open all the descriptors that it keeps."""
@@ -255,6 +271,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return directory, hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 @pytest.mark.parametrize("how", HOWS)
 def test_slow_and_fast_readers_get_the_same_while_others_are_served(
@@ -282,6 +299,7 @@ def test_slow_and_fast_readers_get_the_same_while_others_are_served(
         assert (edge.reads > 0) == cold
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 @pytest.mark.parametrize("pieces", [1, 2, 7])
 @pytest.mark.parametrize("how", HOWS)
@@ -297,6 +315,7 @@ def test_parts_leave_in_order(tmp_path: Path, how: str, cold: bool, pieces: int,
         assert client.get("/").body == b"hello"
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path, cold: bool) -> None:
     (tmp_path / "small").write_bytes(content(5_000, 1))
@@ -319,6 +338,7 @@ def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path, cold: bo
         assert len(edge.refused) == 3
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_request_with_a_body_may_be_answered_without_a_worker(tmp_path: Path) -> None:
     with serving_files(tmp_path) as edge, edge.connect() as client:
         for path in ("/none", "/app/file", "/none"):
@@ -330,6 +350,7 @@ def test_a_request_with_a_body_may_be_answered_without_a_worker(tmp_path: Path) 
         assert connection.read_deadline < math.inf
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("how", ["none", "now/file", "later/file", "worker/file"])
 def test_a_connection_that_is_to_end_ends_behind_the_file(tmp_path: Path, how: str) -> None:
     (tmp_path / "file").write_bytes(content(MIDDLE))
@@ -341,6 +362,7 @@ def test_a_connection_that_is_to_end_ends_behind_the_file(tmp_path: Path, how: s
             assert data.endswith((tmp_path / "file").read_bytes())
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_connection_ends_after_so_many_requests_and_when_the_server_drains(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content(100_000))
     with serving_files(tmp_path, limits_connection_requests=2) as edge:
@@ -369,6 +391,7 @@ def cut_short(client: Client) -> bytes:
         received += data
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("change", ["truncated", "emptied", "written over", "appended to"])
@@ -404,6 +427,7 @@ def test_a_file_that_is_changed_in_place_while_it_is_sent_is_cut(
     assert ("truncated" in line) == (change in ("truncated", "emptied"))
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("change", ["replaced", "removed"])
@@ -426,6 +450,7 @@ def test_a_file_that_is_replaced_or_removed_while_it_is_sent_is_sent_to_its_end(
         assert edge.cuts == []
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_crowd_that_has_its_files_changed_is_one_line_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -444,6 +469,7 @@ def test_a_crowd_that_has_its_files_changed_is_one_line_in_the_log(
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()], ids=["from the disk", "of ours"])
 def test_a_file_that_cannot_be_read_is_cut(tmp_path: Path, error: Exception) -> None:
     (tmp_path / "file").write_bytes(content(MIDDLE))
@@ -463,6 +489,7 @@ def test_a_file_that_cannot_be_read_is_cut(tmp_path: Path, error: Exception) -> 
 # --- clients that leave, disks that hang ---
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 @pytest.mark.parametrize("how", HOWS)
 def test_a_client_that_leaves_leaves_no_descriptor(tmp_path: Path, how: str, cold: bool) -> None:
@@ -479,6 +506,7 @@ def test_a_client_that_leaves_leaves_no_descriptor(tmp_path: Path, how: str, col
         assert all(unsent and why == "client_disconnected" for _, unsent, why in edge.done)
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_client_that_leaves_while_its_file_is_read_leaves_it_to_the_file_thread(tmp_path: Path) -> None:
     """A descriptor that is closed under a thread that reads may be somebody else's by then."""
     (tmp_path / "file").write_bytes(content(MIDDLE))
@@ -496,6 +524,7 @@ def test_a_client_that_leaves_while_its_file_is_read_leaves_it_to_the_file_threa
         assert edge.reads == 1
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_hanging_disk_holds_up_nobody_but_who_asked_for_the_file(tmp_path: Path) -> None:
     data = content(1_000_000)
     (tmp_path / "file").write_bytes(data)
@@ -511,6 +540,7 @@ def test_a_hanging_disk_holds_up_nobody_but_who_asked_for_the_file(tmp_path: Pat
         assert client.response().body == data
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_file_that_is_not_read_in_time_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(content(1_000_000))
     with serving_files(tmp_path, cold=True, timeouts_app="0.2s") as edge, edge.connect() as client:
@@ -522,6 +552,7 @@ def test_a_file_that_is_not_read_in_time_is_cut(tmp_path: Path, caplog: pytest.L
     assert "'file'" in caplog.text
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_pool_that_is_full_is_asked_again(tmp_path: Path) -> None:
     data = content(300_000)
     (tmp_path / "file").write_bytes(data)
@@ -531,6 +562,7 @@ def test_a_pool_that_is_full_is_asked_again(tmp_path: Path) -> None:
         assert edge.full == 0
 
 
+@pytest.mark.usefixtures("transport")
 def test_who_waits_too_long_for_a_file_thread_is_told_and_may_ask_again(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"file")
     with serving_files(tmp_path, timeouts_app="0.2s") as edge, edge.connect() as client:
@@ -550,6 +582,7 @@ def test_who_waits_too_long_for_a_file_thread_is_told_and_may_ask_again(tmp_path
         assert [path for path, _, _ in edge.done] == ["/", "/", "/now/file"]
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("how", ["later", "app", "gone"])
 def test_who_leaves_before_a_file_thread_comes_back_is_answered_no_more(tmp_path: Path, how: str) -> None:
     (tmp_path / "file").write_bytes(b"file")
@@ -837,6 +870,7 @@ class Visitor:
         self.complete += 1
 
 
+@pytest.mark.usefixtures("transport")
 @COLD
 def test_disorderly_clients_get_whole_files_and_leave_nothing_behind(
     tmp_path: Path, cold: bool, caplog: pytest.LogCaptureFixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import socket
 import time
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ from tests.bench.hostile_clients import KINDS, ONE_ADDRESS, hostile_clients, sou
 from tests.bench.hostile_endless import ENDLESS, GROWING, STEP_BYTES, Endless, find_cap
 from tests.bench.hostile_normal import Felt, NormalClient, Outcome, percentile
 from tests.bench.peers import REPOSITORY
-from tests.support import Running, serving
+from tests.certs import client_context
+from tests.support import Running, TlsSocket, serving
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +113,14 @@ def test_every_part_is_there_and_every_attack_is_known() -> None:
 # --- against a server ---
 
 
-def test_every_kind_of_attack_connects_and_a_normal_client_is_answered(attacked: Running) -> None:
+def test_every_kind_of_attack_connects_and_a_normal_client_is_answered(attacked: Running, transport: str) -> None:
     counts = dict.fromkeys(KINDS, 4)
-    with NormalClient(attacked.port) as client:
+    tls = client_context() if transport == "tls" else None
+    with NormalClient(attacked.port, tls=tls) as client:
         began = time.monotonic()
-        with hostile_clients(attacked.port, counts, REPOSITORY, addresses=40, ramp_s=0.05) as clients:
+        with hostile_clients(
+            attacked.port, counts, REPOSITORY, addresses=40, ramp_s=0.05, tls=tls is not None
+        ) as clients:
             attacked.log.wait_for(40)  # malformed requests are refused as fast as they come
             fates = clients.close()
         found = client.felt(began, time.monotonic())
@@ -128,7 +133,11 @@ def test_every_kind_of_attack_connects_and_a_normal_client_is_answered(attacked:
 
 
 @pytest.mark.parametrize("endless", [pytest.param(thing, id=name) for name, thing in ENDLESS.items()])
-def test_what_never_ends_is_cut_at_its_cap_with_an_answer(endless: Endless, attacked: Running) -> None:
-    cut = find_cap(attacked.port, endless)
+def test_what_never_ends_is_cut_at_its_cap_with_an_answer(endless: Endless, attacked: Running, transport: str) -> None:
+    def speak(plain: socket.socket) -> socket.socket | TlsSocket:
+        # 1.2: what a server of 1.3 sends unasked, for sessions to be resumed, is no answer.
+        return TlsSocket(plain, client_context(version="1.2")) if transport == "tls" else plain
+
+    cut = find_cap(attacked.port, endless, speak)
     assert abs(cut.sent_bytes - endless.cap_bytes) <= 2 * STEP_BYTES
     assert cut.answer in {"400", "414", "431"}

@@ -210,6 +210,7 @@ def refusing(refusal: Refusal) -> Iterator[tuple[Running, Client]]:
 
 
 @pytest.mark.parametrize("refusal", PROVOKED, ids=lambda refusal: refusal.name)
+@pytest.mark.usefixtures("transport")
 def test_is_produced(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     with refusing(refusal) as (running, client):

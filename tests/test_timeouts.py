@@ -114,6 +114,7 @@ def test_a_body_that_keeps_to_the_rate_may_take_longer_than_the_grace() -> None:
         assert client.response().status == 200
 
 
+@pytest.mark.plain_only("of apps and their threads")
 def test_a_request_that_no_worker_takes_in_time_is_told_to_come_back_and_its_connection_is_kept() -> None:
     release = threading.Event()
 
@@ -235,6 +236,7 @@ def test_a_client_that_reads_slowly_is_no_fault_of_the_app(caplog: pytest.LogCap
     assert not stacks(caplog)
 
 
+@pytest.mark.plain_only("of apps and their threads")
 def test_an_app_that_is_late_is_interrupted_where_that_is_wanted(caplog: pytest.LogCaptureFixture) -> None:
     app = Hanging()
     with (
@@ -254,6 +256,7 @@ def hang(running: Running) -> None:
         assert client.get("/hang").status == 504
 
 
+@pytest.mark.plain_only("of apps and their threads")
 def test_a_server_with_too_many_hanging_threads_says_so_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
     app = Hanging()
     with serving(app, threads=2, timeouts_app="0.2s", max_stuck=2, exit_when_stuck="off") as running:
@@ -271,6 +274,7 @@ def test_a_server_with_too_many_hanging_threads_says_so_and_recovers(caplog: pyt
     assert [line.partition(":")[0] for line in said] == ["unhealthy", "healthy again"]
 
 
+@pytest.mark.plain_only("of apps and their threads")
 def test_an_unhealthy_server_that_will_be_started_again_drains_and_fails() -> None:
     app = Hanging()
     with serving(app, threads=2, timeouts_app="0.2s", max_stuck=1, exit_when_stuck="on") as running:

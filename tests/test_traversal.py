@@ -6,6 +6,7 @@ those of tests.traversal; they go to the real command in a process of its own, m
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -21,11 +22,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE_S, Command, StartCommand
+from tests.support import TlsSocket, spoken, tls_flags
 from tests.traversal import BAIT, PUBLIC, SERVED, attempts, plant
 
 # A hundred thousand are tried on the directory itself, in tests.test_tree; here it is as many as one likes.
 TRIES = int(os.environ.get("HARDSERVE_TEST_TRIES", "20000"))
 TRIES_BEFORE_FLASK = TRIES // 5
+# Over TLS they are the same from the first byte of a request on.
+TRIES_OVER_TLS = TRIES // 10
 CLIENTS = 4
 PIPELINED = 12
 FALLBACK = b"the page of the single-page front\n"
@@ -80,7 +84,7 @@ def ask(port: int, targets: Iterator[bytes]) -> Told:
     told = Told()
     unanswered: list[bytes] = []
     while True:
-        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as client:
+        with contextlib.closing(spoken(socket.create_connection(("127.0.0.1", port), PATIENCE_S))) as client:
             while True:
                 unanswered += itertools.islice(targets, PIPELINED - len(unanswered))
                 if not unanswered:
@@ -96,7 +100,7 @@ def ask(port: int, targets: Iterator[bytes]) -> Told:
                     break
 
 
-def receive(client: socket.socket, targets: Sequence[bytes], told: Told) -> tuple[int, bool]:
+def receive(client: socket.socket | TlsSocket, targets: Sequence[bytes], told: Told) -> tuple[int, bool]:
     """Read the responses to `targets`; return how many there are, and whether the connection is still there."""
     data = b""
     at = answered = 0
@@ -151,7 +155,8 @@ def base(tmp_path: Path) -> Path:
     return directory
 
 
-def test_nothing_leaves_a_mount_however_it_is_tried(base: Path, start_command: StartCommand) -> None:
+def test_nothing_leaves_a_mount_however_it_is_tried(base: Path, start_command: StartCommand, transport: str) -> None:
+    tries = TRIES if transport == "plain" else TRIES_OVER_TLS
     mount = base / "mount"
     mount.mkdir()
     (base / "secretive.py").write_text(SECRETIVE_APP)
@@ -167,14 +172,14 @@ def test_nothing_leaves_a_mount_however_it_is_tried(base: Path, start_command: S
     )
     (mount / "front.html").write_bytes(FALLBACK)
     prefixes = [b"", b"/media", b"/listed", b"/front", b"/one.css", b"/media/..", b"/media../mount"]
-    with start_command("secretive:app", *FLAGS, directory=base) as command:
+    with start_command("secretive:app", *FLAGS, *tls_flags(), directory=base) as command:
         # Afterwards: with what is planted there, it would not start.
         plant(base)
         began = time.monotonic()
-        told = ask_with_all(command, below(prefixes, TRIES))
-        print(f"{TRIES} tries in {time.monotonic() - began:.1f} s: {told.statuses}")
+        told = ask_with_all(command, below(prefixes, tries))
+        print(f"{tries} tries in {time.monotonic() - began:.1f} s: {told.statuses}")
     assert told.leaks == []
-    assert told.statuses.total() == TRIES
+    assert told.statuses.total() == tries
     assert told.contents.keys() >= {PUBLIC, FALLBACK}
     listings = {content for content in told.contents if content.startswith(b"<!doctype html>")}
     assert told.contents.keys() - listings <= {PUBLIC, FALLBACK, b""}

@@ -23,9 +23,11 @@ import pytest
 
 from hardserve.protocol import ClientDisconnectedError
 from tests import test_corpus, test_http
-from tests.support import PATIENCE_S, Response, Running, serving
+from tests.support import PATIENCE_S, Client, Response, Running, serving, spoken
 
 SAME = ""
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 # What waitress 3.0.2's functional tests state -> (the test of ours that shows it, SAME or why ours differs).
 WAITRESS: dict[str, tuple[str, str]] = {
@@ -143,6 +145,7 @@ WAITRESS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.plain_only("of what is in these files")
 @pytest.mark.parametrize("behaviour", WAITRESS)
 def test_the_test_that_shows_it_exists(behaviour: str) -> None:
     module, _, name = WAITRESS[behaviour][0].partition(".")
@@ -186,6 +189,7 @@ def post(body: bytes, *lines: bytes) -> bytes:
 # --- the environ ---
 
 
+@pytest.mark.plain_only("of the scheme; test_tls.py says what there is over TLS")
 def test_the_environ_is_complete_and_of_the_right_types() -> None:
     environ = environ_of(post(b"{}", b"Content-Type: a/b", b"X-Some-Thing: c"))
     assert type(environ) is dict
@@ -248,11 +252,12 @@ def test_a_unix_socket_has_names_too(tmp_path: Path) -> None:
         return [b"over unix"]
 
     path = str(tmp_path / "s")
-    with serving(validator(app_of(app)), bind=f"unix:{path}"), socket.socket(socket.AF_UNIX) as client:
-        client.connect(path)
-        client.settimeout(PATIENCE_S)
-        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert client.makefile("rb").read().endswith(b"over unix")
+    with serving(validator(app_of(app)), bind=f"unix:{path}"), socket.socket(socket.AF_UNIX) as connected:
+        connected.connect(path)
+        connected.settimeout(PATIENCE_S)
+        client = Client(spoken(connected))
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.receive_all().endswith(b"over unix")
     assert (seen["REMOTE_ADDR"], seen["REMOTE_PORT"]) == ("unix:", "")
     assert seen["SERVER_NAME"]
     assert type(seen["SERVER_PORT"]) is str
@@ -267,7 +272,7 @@ def app_of(app: Any) -> Any:
     return typed
 
 
-ENVIRONS: dict[str, tuple[bytes, dict[str, str | None]]] = {
+ENVIRONS: dict[str, tuple[bytes, dict[str, object]]] = {
     "a path and a query": (b"GET /a%20b?c=%20 HTTP/1.1\r\nHost: a\r\n\r\n",
                            {"PATH_INFO": "/a b", "QUERY_STRING": "c=%20", "REQUEST_URI": "/a%20b?c=%20"}),
     "UTF-8 in a path": (b"GET /caf%C3%A9 HTTP/1.1\r\nHost: a\r\n\r\n", {"PATH_INFO": "/caf\xc3\xa9"}),
@@ -287,8 +292,8 @@ ENVIRONS: dict[str, tuple[bytes, dict[str, str | None]]] = {
     "1.0": (b"GET / HTTP/1.0\r\n\r\n", {"SERVER_PROTOCOL": "HTTP/1.0", "HTTP_HOST": None}),
     "the host of an absolute target is the Host": (b"GET http://b.c:80/d HTTP/1.0\r\n\r\n",
                                                    {"PATH_INFO": "/d", "HTTP_HOST": "b.c:80"}),
-    "a field cannot name a key of WSGI": (b"GET / HTTP/1.1\r\nHost: a\r\nwsgi.url_scheme: https\r\n\r\n",
-                                          {"wsgi.url_scheme": "http"}),
+    "a field cannot name a key of WSGI": (b"GET / HTTP/1.1\r\nHost: a\r\nwsgi.multiprocess: yes\r\n\r\n",
+                                          {"wsgi.multiprocess": False}),
     "an id in the environ is the one made if the one given is unfit": (
         b"GET / HTTP/1.0\r\nX-Request-ID: fit\r\n\r\n", {"HTTP_X_REQUEST_ID": "fit"}
     ),
@@ -296,7 +301,7 @@ ENVIRONS: dict[str, tuple[bytes, dict[str, str | None]]] = {
 
 
 @pytest.mark.parametrize(("request_", "expected"), ENVIRONS.values(), ids=ENVIRONS)
-def test_the_environ_says(request_: bytes, expected: dict[str, str | None]) -> None:
+def test_the_environ_says(request_: bytes, expected: dict[str, object]) -> None:
     environ = environ_of(request_)
     assert {key: environ.get(key) for key in expected} == expected
 
@@ -307,13 +312,14 @@ def test_one_thread_is_not_many() -> None:
     assert environ_of(threads=1)["wsgi.multithread"] is True
 
 
-def test_forwarding_headers_change_nothing() -> None:
+def test_forwarding_headers_change_nothing(transport: str) -> None:
     environ = environ_of(
         b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: b\r\n"
         b"X-Forwarded-Port: 1\r\nX-Forwarded-Prefix: /x\r\nForwarded: for=1.2.3.4\r\n\r\n"
     )
     assert environ["REMOTE_ADDR"] == "127.0.0.1"
-    assert (environ["wsgi.url_scheme"], environ["HTTP_HOST"], environ["SCRIPT_NAME"]) == ("http", "a", "")
+    assert (environ["HTTP_HOST"], environ["SCRIPT_NAME"]) == ("a", "")
+    assert environ["wsgi.url_scheme"] == {"plain": "http", "tls": "https"}[transport]
     assert [key for key in environ if "FORWARDED" in key] == []
 
 
@@ -677,7 +683,7 @@ BROKEN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def broken() -> Iterator[Running]:
+def broken(transport: str) -> Iterator[Running]:
     apps = dict(enumerate(BROKEN.values()))
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
@@ -1081,14 +1087,15 @@ def test_flask_reads_a_stream_and_a_form(flasked: Running) -> None:
         assert b"h" * 100_000 in response.body
 
 
-def test_flask_knows_its_own_address(flasked: Running) -> None:
+def test_flask_knows_its_own_address(flasked: Running, transport: str) -> None:
+    scheme = {"plain": "http", "tls": "https"}[transport]
     with flasked.connect() as client:
-        assert client.get("/where").body == b"http://test/where"
+        assert client.get("/where").body == f"{scheme}://test/where".encode()
         client.send(b"GET /where HTTP/1.0\r\n\r\n")
-        assert client.response().body == f"http://127.0.0.1:{flasked.port}/where".encode()
+        assert client.response().body == f"{scheme}://127.0.0.1:{flasked.port}/where".encode()
     with flasked.connect() as client:
-        client.send(b"GET http://b.c/where HTTP/1.0\r\n\r\n")
-        assert client.response().body == b"http://b.c/where"
+        client.send(f"GET {scheme}://b.c/where HTTP/1.0\r\n\r\n".encode())
+        assert client.response().body == f"{scheme}://b.c/where".encode()
     with flasked.connect() as client:
         assert client.get("/redirect").header("Location") == "/where"
 

@@ -45,6 +45,9 @@ ROOM_FOR_RESERVE = 8
 PAUSE_S = 0.1
 COMPLAINT_INTERVAL_S = 10.0
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+# For the handshakes that are under way when a server stops: to close before their end would reset who has then asked.
+HANDSHAKE_S = 0.1
+
 # The end of one connection before it was taken (accept(2)). The next one has nothing to do with it.
 BROKEN = frozenset(
     {
@@ -133,6 +136,8 @@ class Acceptor:
         self._peers = peers
         self._accepting = False
         self._finishing = False
+        self.handshake_s = HANDSHAKE_S
+        self._rest_until = float("-inf")
         self._again_at = 0.0
         self._complained_at = float("-inf")
         self._reserve: int | None = None  # an open descriptor, of nothing
@@ -322,7 +327,8 @@ class Acceptor:
         self._again_at = 0.0
         self._drop_reserve()  # one more can be taken at a time, whatever the app holds
         for listener in self._listeners:
-            listener.quiesce()
+            if listener.quiesce():
+                self._rest_until = now + self.handshake_s
         self._take_the_rest(now)
 
     def _take_the_rest(self, now: float) -> None:
@@ -333,7 +339,9 @@ class Acceptor:
                 self._complain(error, now)
                 self._again_at = now + PAUSE_S
                 return
-            if nobody_waits:
+            if nobody_waits and now < self._rest_until:
+                self._again_at = self._rest_until
+            elif nobody_waits:
                 listener.close()
                 self._listeners.remove(listener)
 

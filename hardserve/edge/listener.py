@@ -21,8 +21,12 @@ from hardserve.addresses import FdAddress, UnixAddress, parse_address
 from hardserve.edge.transport import UNSENT_BYTES
 
 SO_ATTACH_FILTER = 26  # linux/asm-generic; the socket module has no name for it
-# One classic BPF instruction: BPF_RET | BPF_K with 0, which is "keep no byte of this packet", that is, drop it.
-_DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
+# Classic BPF on a TCP segment: load the byte of its flags, and keep no byte of what has SYN set, that is, drop it. What
+# else comes to a listening socket ends the handshake of a client that is about to send its request, or has: that stays.
+_DROP_SYN = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+)
 
 
 _FD_ADVICE = "it must be a listening stream socket that the parent process passed on"
@@ -63,23 +67,27 @@ class Listener:
             return self._place
         return f"{'https' if self.tls else 'http'}://{self._place}"
 
-    def quiesce(self) -> None:
-        """Let no new connection reach the queue, so that it can be emptied and closed without losing one.
+    def quiesce(self) -> bool:
+        """Let no new connection begin, so that the queue can be emptied and closed without losing one.
+
+        Return whether handshakes may be under way, whose clients come to the queue yet.
 
         Closing a listening socket resets the connections that wait in its queue, and there is always one more that
-        came between the last accept and the close. On Linux a filter that drops every packet to the listening socket
+        came between the last accept and the close. On Linux a filter that drops every SYN to the listening socket
         ends that: a client then repeats its SYN a second later, to whoever listens by then. A Unix socket's name is
         removed instead. An inherited socket is somebody else's, who keeps listening: nothing to do.
         """
         if self._unix_path is not None:
             self._unlink()
         elif self.socket.family != socket.AF_UNIX and not self.address.startswith("fd:") and sys.platform == "linux":
-            program = ctypes.create_string_buffer(_DROP_EVERYTHING)
+            program = ctypes.create_string_buffer(_DROP_SYN)
             # SO_ATTACH_FILTER may be forbidden by a sandbox; then the window is as small as the next two calls.
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(
-                    socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
+                    socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program))
                 )
+            return True
+        return False
 
     def close(self) -> None:
         """Stop listening, and remove the name of a Unix socket that is still ours."""

@@ -3,6 +3,7 @@
 `python -m tests.bench.hostile_clients PORT --addresses 500 head=1000 reader=500` opens the connections within
 `--ramp` seconds, keeps them at strength until its standard input ends, and then says, as one line of JSON, what became
 of them. It says `ready` when each of them has been tried once. A connection that the server ends comes again soon.
+With `--tls` they do the same over TLS, and are no less harmless in their handshakes than anybody else.
 
 Must not know which server it is.
 """
@@ -20,6 +21,7 @@ import re
 import resource
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -125,13 +127,14 @@ class HostileClients:
 
 @contextlib.contextmanager
 def hostile_clients(
-    port: int, counts: Mapping[str, int], repository: Path, *, addresses: int, ramp_s: float = 2.0
+    port: int, counts: Mapping[str, int], repository: Path, *, addresses: int, ramp_s: float = 2.0, tls: bool = False
 ) -> Iterator[HostileClients]:
     """Attack `port` of 127.0.0.1 while the block runs; begins when each connection has been tried once.
 
     Raises RuntimeError when the process does not get so far.
     """
     arguments = [str(port), f"--addresses={addresses}", f"--ramp={ramp_s}"]
+    arguments += ["--tls"] * tls
     arguments += [f"{name}={count}" for name, count in counts.items()]
     name = f"{__package__}.hostile_clients"
     with helper(name, *arguments, repository=repository, what="hostile clients") as process:
@@ -170,8 +173,11 @@ class Hostile:
 class Attack:
     """Holds all of them. `run` returns when standard input ends, or when time is up."""
 
-    def __init__(self, port: int, counts: Mapping[str, int], addresses: int, ramp_s: float) -> None:
+    def __init__(
+        self, port: int, counts: Mapping[str, int], addresses: int, ramp_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._port = port
+        self._tls = tls
         self._epoll = select.epoll()
         self._by_descriptor: dict[int, Hostile] = {}
         self._due: list[tuple[float, int, Hostile, int]] = []
@@ -259,7 +265,8 @@ class Attack:
 
     def _on_event(self, place: Hostile, events: int, now: float) -> None:
         if not place.begun and not events & (select.EPOLLHUP | select.EPOLLERR):
-            self._begin(place, now)
+            if self._tls is None or self._has_shaken_hands(place, self._tls, now):
+                self._begin(place, now)
             return
         if events & (select.EPOLLIN | _GONE) and (not place.kind.sips or events & _GONE):
             self._read(place, 65536)
@@ -267,6 +274,20 @@ class Attack:
             self._again(place, now)
         elif events & select.EPOLLOUT:
             self._pour(place)
+
+    def _has_shaken_hands(self, place: Hostile, tls: ssl.SSLContext, now: float) -> bool:
+        if not isinstance(place.socket, ssl.SSLSocket):
+            assert place.socket is not None
+            place.socket = tls.wrap_socket(place.socket, do_handshake_on_connect=False)
+            self._epoll.modify(place.socket.fileno(), _WATCHED)
+        try:
+            place.socket.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except OSError:
+            self._again(place, now)
+            return False
+        return True
 
     def _begin(self, place: Hostile, now: float) -> None:
         assert place.socket is not None
@@ -303,9 +324,12 @@ class Attack:
     def _read(self, place: Hostile, count: int) -> None:
         assert place.socket is not None
         with contextlib.suppress(OSError):
-            data = place.socket.recv(count)
-            # A reader sips the status line too; of anybody else the last answer counts.
-            place.said = (place.said + data)[:64] if place.kind.sips else data or place.said
+            while True:
+                data = place.socket.recv(count)
+                # A reader sips the status line too; of anybody else the last answer counts.
+                place.said = (place.said + data)[:64] if place.kind.sips else data or place.said
+                if not data or place.kind.sips or not isinstance(place.socket, ssl.SSLSocket):
+                    break  # and of TLS the last record
 
     def _again(self, place: Hostile, now: float) -> None:
         """The server, or the kernel, has ended it."""
@@ -330,12 +354,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--addresses", type=int, default=500)
     parser.add_argument("--ramp", type=float, default=2.0, metavar="SECONDS")
+    parser.add_argument("--tls", action="store_true", help="take whatever certificate is shown")
     parser.add_argument("counts", nargs="+", metavar="KIND=COUNT", help=f"of {', '.join(KINDS)}")
     options = parser.parse_args(arguments)
     counts = {name: int(count) for name, _, count in (text.partition("=") for text in options.counts)}
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    attack = Attack(options.port, counts, options.addresses, options.ramp)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if options.tls else None
+    if tls is not None:
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    attack = Attack(options.port, counts, options.addresses, options.ramp, tls)
     attack.run()
     print(json.dumps({name: asdict(fate) for name, fate in attack.fates.items()}), flush=True)
     os._exit(0)  # thousands of sockets are closed by the kernel, and nothing else is left to do

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -98,14 +99,14 @@ class CutAt:
     answer: str
 
 
-def find_cap(port: int, endless: Endless) -> CutAt:
+def find_cap(port: int, endless: Endless, speak: Callable[[socket.socket], Any] = lambda plain: plain) -> CutAt:
     """Send almost up to the cap at once, then in steps until the server answers or ends the connection.
 
-    Gives up 8 KiB past the cap.
+    Gives up 8 KiB past the cap. `speak` may put something like TLS before a socket, of which nothing arrives by itself.
     """
     data = _stretch(endless.repeated, endless.cap_bytes + _STEPS * STEP_BYTES)
     sent = max(0, endless.cap_bytes - STEP_BYTES)
-    with _connect(port) as connection:
+    with contextlib.closing(speak(_connect(port))) as connection:
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         connection.sendall(endless.opening + data[:sent])

@@ -13,6 +13,7 @@ import random
 import re
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import Counter, deque
@@ -88,21 +89,26 @@ class _Wanted:
 
 
 class _Connection:
-    __slots__ = ("answer", "connected", "reused", "socket", "wanted")
+    __slots__ = ("answer", "connected", "ready", "reused", "socket", "wanted")
 
     def __init__(self, connecting: socket.socket, wanted: _Wanted) -> None:
         self.socket = connecting
         self.wanted: _Wanted | None = wanted
         self.connected = False
+        self.ready = False  # for a request: it has shaken hands, if it has to
         self.reused = False
         self.answer = b""
 
 
 class NormalClient:
-    """Asks 127.0.0.1:`port` for `path` from an address of its own, `rate` times a second, while a `with` block runs."""
+    """Asks 127.0.0.1:`port` for `path` from an address of its own, `rate` times a second, while a `with` block runs.
 
-    def __init__(self, port: int, *, rate: float = RATE, path: str = "/") -> None:
+    Over TLS if there is a context for it; what is answered must fit into one record then.
+    """
+
+    def __init__(self, port: int, *, rate: float = RATE, path: str = "/", tls: ssl.SSLContext | None = None) -> None:
         self._port = port
+        self._tls = tls
         head = f"GET {path} HTTP/1.1\r\nHost: normal\r\n".encode()
         self._request, self._last_request = head + b"\r\n", head + b"Connection: close\r\n\r\n"
         self._interval_s = 1 / rate
@@ -197,12 +203,15 @@ class NormalClient:
                 self._fail(connection, "cannot connect", now)
                 return
             connection.connected = True
+            if self._tls is not None:
+                connection.socket = self._tls.wrap_socket(connection.socket, do_handshake_on_connect=False)
             self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-            self._send(connection, now)
+        if not connection.ready:
+            self._make_ready(connection, now)
             return
         try:
             data = connection.socket.recv(65536)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
             self._fail(connection, "reset", now)
@@ -214,6 +223,18 @@ class NormalClient:
             self._finish(connection, now)
         elif not data:
             self._fail(connection, "cut", now)
+
+    def _make_ready(self, connection: _Connection, now: float) -> None:
+        try:
+            if isinstance(connection.socket, ssl.SSLSocket):
+                connection.socket.do_handshake()
+        except ssl.SSLWantReadError:
+            return
+        except OSError:
+            self._fail(connection, "no handshake", now)
+            return
+        connection.ready = True
+        self._send(connection, now)
 
     def _is_whole(self, connection: _Connection, *, ended: bool) -> bool:
         head, mark, body = connection.answer.partition(b"\r\n\r\n")
