@@ -6,6 +6,7 @@ Pure functions, any thread. Whether an address can be bound it must not ask.
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -34,6 +35,7 @@ class FdAddress:
 Address = TcpAddress | UnixAddress | FdAddress
 
 ADDRESS_FORMS = "host:port, [v6]:port, unix:/path?mode=660&owner=user:group or fd:N"
+HTTP_PORT, HTTPS_PORT = 80, 443
 PROXY_PROTOCOL = "proxy_protocol"
 LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 # sockaddr_un holds 108 bytes on Linux, 104 on macOS and the BSDs, of which a zero ends the path.
@@ -103,3 +105,9 @@ def _parse_unix_address(text: str) -> UnixAddress:
             raise ValueError("expected owner=user, owner=user:group or owner=:group")
     octal = None if mode is None else int(mode, 8)
     return UnixAddress(path, octal, user or None, group or None, PROXY_PROTOCOL in values)
+
+
+def ports(addresses: Iterable[str]) -> set[int]:
+    """Return the TCP ports of some addresses of settings."""
+    parsed = map(parse_address, addresses)
+    return {address.port for address in parsed if isinstance(address, TcpAddress)}

@@ -21,6 +21,8 @@ from hardserve.values import format_size, parse_rates, show, write
 
 # Let's Encrypt's limit, and every CA's that we know of.
 MAX_CERTIFICATE_NAMES = 100
+# Names of private networks and of examples (RFC 2606, 6761, 6762, 8375, and what ICANN and routers keep for them).
+NO_PUBLIC_NAMES = (".local", ".localhost", ".internal", ".home.arpa", ".lan", ".home", ".test", ".invalid", ".example")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def _lacking_of_tls(given: Given) -> Iterator[str]:
     if tls.client_ca != "none" and tls.client_certificates == "off" and not asking:
         yield f'{given.where["tls.client_ca"]}: expected also tls.client_certificates, "optional" or "required"'
     if settings.server.tls == "on" and not settings.has_certificate:
-        yield f'{given.where["server.tls"]} = "on": expected also tls.certificate, or a [[certificate]]'
+        yield f'{given.where["server.tls"]} = "on": expected also tls.domain, tls.certificate or a [[certificate]]'
     if settings.server.tls == "self-signed" and settings.has_certificate:
         places = ("tls.certificate", "tls.domain", "certificate[0].certificate")
         other = next(given.where[place] for place in places if place in given.where)
@@ -159,8 +161,6 @@ def _lacking_of_acme(given: Given) -> Iterator[str]:
     if given.unusable & {"tls.domain", *acme}:
         return
     if settings.tls.domain:
-        if "tls.domain" in given.where and settings.server.tls == "off":
-            yield f'{given.where["tls.domain"]}: expected server.tls to be another than "off"'
         for key, problem in _acme_problems(settings):
             yield f"{given.where.get(key, key)}: {problem}"
     else:
@@ -228,11 +228,20 @@ def _larger(given: Given, part: str, size: int, whole: str, *, times: int = 1) -
 def _acme_problems(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each setting because of which no CA would issue a certificate, and why."""
     acme, names = settings.acme, len(settings.tls.domain)
+    lets_encrypt = acme.directory in ("letsencrypt", "letsencrypt-staging")
+    for name in settings.tls.domain:
+        if lets_encrypt and ("." not in name or name.endswith(NO_PUBLIC_NAMES)):
+            yield (
+                "tls.domain",
+                f'{show(name)} is a name that no public CA issues for; there is server.tls = "self-signed"',
+            )
     if names > MAX_CERTIFICATE_NAMES:
         yield "tls.domain", f"{names} names are more than the {MAX_CERTIFICATE_NAMES} that a certificate can have"
-    lets_encrypt = acme.directory in ("letsencrypt", "letsencrypt-staging")
     if not lets_encrypt and not acme.directory.startswith("https://"):
-        yield "acme.directory", f"{show(acme.directory)}: the directory of a CA is an https:// address"
+        yield (
+            "acme.directory",
+            f"{show(acme.directory)}: expected letsencrypt, letsencrypt-staging or an https:// address",
+        )
     if acme.challenge == "http-01" and not settings.server.redirect:
         yield "acme.challenge", "expected also server.redirect, where the CA asks for it (port 80)"
     if (acme.eab_kid == "none") != (acme.eab_key_file == "none"):

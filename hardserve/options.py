@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hardserve.addresses import HTTP_PORT, HTTPS_PORT, ports
 from hardserve.configfiles import DotEnv, SettingsError, TomlFile
 from hardserve.contradictions import Given, contradictions
 from hardserve.describe import expected
@@ -270,14 +271,19 @@ class _Merge:
 
     def _for_domains(self, settings: Settings) -> Settings:
         """Have a server that is to be a site on the Internet listen there, unless somebody has said where."""
-        if settings.tls.domain and not {"server.bind", "server.redirect"} & (self.where.keys() | self._unusable):
-            import socket  # noqa: PLC0415  # `hardserve --version` does without it
+        given = self.where.keys() | self._unusable
+        if not settings.tls.domain or settings.server.tls == "off" or {"server.bind", "server.redirect"} <= given:
+            return settings
+        import socket  # noqa: PLC0415  # `hardserve --version` does without it
 
-            every = ("0.0.0.0", "[::]") if socket.has_dualstack_ipv6() else ("0.0.0.0",)  # noqa: S104  # as is meant
-            bind, redirect = (tuple(f"{host}:{port}" for host in every) for port in (443, 80))
-            self.origins["server.bind"] = self.origins["server.redirect"] = "default with tls.domain"
-            return replace(settings, server=replace(settings.server, bind=bind, redirect=redirect))
-        return settings
+        every = ("0.0.0.0", "[::]") if socket.has_dualstack_ipv6() else ("0.0.0.0",)  # noqa: S104  # as is meant
+        own: dict[str, tuple[str, ...]] = {}
+        if "server.bind" not in given:
+            own["bind"] = tuple(f"{host}:{HTTPS_PORT}" for host in every)
+        if "server.redirect" not in given and HTTPS_PORT in ports(own.get("bind", settings.server.bind)):
+            own["redirect"] = tuple(f"{host}:{HTTP_PORT}" for host in every)
+        self.origins |= dict.fromkeys((f"server.{name}" for name in own), "default with tls.domain")
+        return replace(settings, server=replace(settings.server, **own))  # type: ignore[arg-type]  # names are data
 
 
 def _quotes_hint(problem: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardserve.addresses import TcpAddress, parse_address
+from hardserve.addresses import HTTP_PORT, HTTPS_PORT, TcpAddress, parse_address, ports
 from hardserve.configfiles import SettingsError
 from hardserve.http.hostnames import covers, normal_name
 from hardserve.tls import certificates, selfsigned
@@ -276,11 +276,17 @@ class Acme:
         try:
             from hardserve.tls.acme.challenges import Challenges  # noqa: PLC0415  # an extra
             from hardserve.tls.acme.manager import Manager  # noqa: PLC0415
-        except ImportError as error:
-            problem = f'tls_domain: needs what `pip install "hardserve[acme]"` brings: {error}'
+        except ImportError:
+            problem = 'tls_domain: needs what `pip install "hardserve[acme]"` brings'
             raise SettingsError([problem]) from None
         wanted = acme_settings(settings)
         assert wanted is not None
+        server = settings.server
+        if HTTPS_PORT not in ports(server.bind) and HTTP_PORT not in ports(server.redirect):
+            logger.warning(
+                "a CA asks on the ports 443 and 80, and this server listens on neither: no certificate will be issued "
+                "unless a router maps one of them"
+            )
         self._temporary = state_directory(settings.tls.state, environ) / TEMPORARY_DIRECTORY
         self._names = wanted.names
         self._pair: PairFiles | None = None  # before there is a store

@@ -6,7 +6,7 @@ files take them from here, each in the form that costs it least.
 
 from __future__ import annotations
 
-from hardserve.settings import HeaderSettings
+from hardserve.settings import HeaderSettings, TlsSettings
 
 # In the order in which they are sent: a field, and the setting that is its value.
 _FIELDS = (
@@ -24,20 +24,27 @@ BITS = {name.lower(): 1 << number for number, name in enumerate((*(name for name
 OFF = "off"
 
 
-def default_lines(headers: HeaderSettings, hsts_s: float = 0.0) -> tuple[tuple[str, str], ...]:
+def hsts_of(tls: TlsSettings) -> str:
+    """Return for how long a browser is to ask this host for nothing but HTTPS (RFC 6797 6.1), "" to say nothing."""
+    if not tls.hsts:
+        return ""
+    return f"max-age={tls.hsts:.0f}" + "; includeSubDomains" * (tls.hsts_subdomains == "on")
+
+
+def default_lines(headers: HeaderSettings, hsts: str = "") -> tuple[tuple[str, str], ...]:
     """Return the fields of all responses: the name in lower case, and the line without its end.
 
-    `hsts_s` is for those over TLS: how long a browser is to ask for nothing else, 0 to say nothing of it.
+    `hsts` is what those over TLS say besides, as `hsts_of` has it.
     """
     values = [(name, getattr(headers, setting)) for name, setting in _FIELDS]
-    if hsts_s:
-        values.append((_HSTS, f"max-age={hsts_s:.0f}"))
+    if hsts:
+        values.append((_HSTS, hsts))
     return tuple((name.lower(), f"{name}: {value}") for name, value in values if value != OFF)
 
 
-def hsts_line(hsts_s: float) -> bytes:
-    """Return what a response over TLS has besides those of all responses, with its end; nothing for 0."""
-    return f"{_HSTS}: max-age={hsts_s:.0f}\r\n".encode() if hsts_s else b""
+def hsts_line(hsts: str) -> bytes:
+    """Return what a response over TLS has besides those of all responses, with its end; nothing for ""."""
+    return f"{_HSTS}: {hsts}\r\n".encode() if hsts else b""
 
 
 def own_bits(name: str, value: str) -> int:
@@ -57,8 +64,8 @@ class DefaultFields:
 
     __slots__ = ("_ends", "_lines")
 
-    def __init__(self, headers: HeaderSettings, hsts_s: float = 0.0) -> None:
-        self._lines = default_lines(headers, hsts_s)
+    def __init__(self, headers: HeaderSettings, hsts: str = "") -> None:
+        self._lines = default_lines(headers, hsts)
         self._ends: dict[int, str] = {}  # by what a response has itself: at most one for each subset of the fields
 
     def __repr__(self) -> str:

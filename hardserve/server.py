@@ -57,7 +57,7 @@ from hardserve.pool import Pool
 from hardserve.protocol import DateClock, SharedFile
 from hardserve.record import Record
 from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, DryRun, Refusal
-from hardserve.securityheaders import default_lines, hsts_line
+from hardserve.securityheaders import default_lines, hsts_line, hsts_of
 from hardserve.wsgi.appfiles import Named
 from hardserve.wsgi.context import AppContext, Application
 from hardserve.wsgi.response import BadResponseError
@@ -198,7 +198,10 @@ class Server:
 
     def _secure(self) -> None:
         """Load or make the certificates, if there are to be any."""
-        if self.settings.serves_tls:
+        if not self.settings.serves_tls:
+            if self.settings.has_certificate:
+                logger.warning("server.tls is off: the certificate is not used, and everything is in plain")
+        else:
             from hardserve.securing import secured_by  # noqa: PLC0415  # who has a proxy for it needs none of it
 
             self._secured = secured_by(self.settings, self._served_hosts, os.environ)
@@ -316,7 +319,7 @@ class Server:
             return None
         ctx = FileContext(
             date=self._date,
-            lines=default_lines(self.settings.headers, self.settings.tls.hsts),
+            lines=default_lines(self.settings.headers, hsts_of(self.settings.tls)),
             post=self._loop.post,
             plan=self._loop.plan,
             submit=self._storages.submit,
@@ -418,7 +421,7 @@ class Server:
             headers=settings.headers,
             compression=settings.compression,
             open_named=self._open_named if self._mounts.named else None,
-            hsts_s=settings.tls.hsts,
+            hsts=hsts_of(settings.tls),
         )
         ctx = EdgeContext(
             settings=settings,
@@ -440,7 +443,7 @@ class Server:
             log_turned_away=self._record.turned_away,
             give_way=self._give_way,
             log_handshake=self._record.handshake,
-            tls_fields=hsts_line(settings.tls.hsts),
+            tls_fields=hsts_line(hsts_of(settings.tls)),
         )
         if self._secured is not None:
             ctx.secure = self._loop.secure

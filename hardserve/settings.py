@@ -342,6 +342,11 @@ class TlsSettings:
         Duration(0.0, 1000 * DAY),
         "How long browsers will use nothing but HTTPS for this host, once they have been here. 0 = off.",
     )
+    hsts_subdomains: str = setting(
+        "off",
+        Choice(("on", "off")),
+        "Whether tls.hsts is for all names below this host, too; each must have HTTPS then.",
+    )
     state: str = setting(
         "auto",
         Directory(("auto",)),

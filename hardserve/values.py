@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 
 
 def parse_duration(text: str) -> float:
-    """Read "10s", "1m30s", "1.5h", "500ms" or plain seconds. Raises ValueError for anything else."""
+    """Read "10s", "1m30s", "1.5h", "30d", "500ms" or plain seconds. Raises ValueError for anything else."""
     number = r"([0-9]{1,12}(?:\.[0-9]{1,25})?)"
     if re.fullmatch(number, text):
         return float(text)
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?(?:{number}ms)?", text.lower())
+    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s)?(?:{number}ms)?", text.lower())
     if not text or match is None:
         raise ValueError
-    hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 
 
 def format_duration(seconds: float) -> str:

@@ -2,11 +2,13 @@
 
 import re
 import tomllib
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from hardserve.addresses import ports
 from hardserve.options import OPTIONS, DotEnv, resolve
 from hardserve.settings import MIB, Settings
 
@@ -16,6 +18,16 @@ PRESETS = ("raspberry-pi", "vps", "internal-tool")
 
 def load(preset: str) -> Settings:
     return resolve(environ={}, config=CONFIG / f"{preset}.toml", directory=CONFIG).settings
+
+
+def edited(preset: str, *names: str, tmp_path: Path, flags: Mapping[str, object] | None = None) -> Settings:
+    """Load a preset after the # was taken away from these settings, or heads of tables."""
+    text = (CONFIG / f"{preset}.toml").read_text()
+    for name in names:
+        text, found = re.subn(rf"(?m)^#({re.escape(name)}(?: = .*)?)$", r"\1", text)
+        assert found == 1, name
+    (tmp_path / "edited.toml").write_text(text)
+    return resolve(flags=flags, environ={}, config=tmp_path / "edited.toml", directory=tmp_path).settings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -42,6 +54,56 @@ def test_each_line_of_a_preset_has_its_reason_above_it(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_says_how_to_use_it(preset: str) -> None:
     assert f"hardserve --config config/{preset}.toml app:app" in (CONFIG / f"{preset}.toml").read_text()
+
+
+DOMAIN = {"tls_domain": ["example.org"], "acme_agree": "on"}
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "bind", "redirect"),
+    [
+        pytest.param((), DOMAIN, {443}, {80}, id="two flags make it HTTPS, with port 80 for who does not know yet"),
+        pytest.param(("domain", "agree", "hsts"), None, {443}, {80}, id="so do the same two lines"),
+        pytest.param(("bind",), None, {80}, set(), id="without a name it is plain HTTP on port 80, by one line"),
+    ],
+)
+def test_the_vps_is_a_site_on_the_ports_of_the_web(
+    names: tuple[str, ...],
+    flags: Mapping[str, object] | None,
+    bind: set[int],
+    redirect: set[int],
+    tmp_path: Path,
+) -> None:
+    settings = edited("vps", *names, flags=flags, tmp_path=tmp_path)
+    assert set(ports(settings.server.bind)) == bind
+    assert set(ports(settings.server.redirect)) == redirect
+    assert settings.serves_tls == (443 in bind)
+
+
+def test_the_vps_can_begin_with_the_staging_directory(tmp_path: Path) -> None:
+    settings = edited("vps", "domain", "agree", "directory = \"letsencrypt-staging\"", tmp_path=tmp_path)
+    assert settings.acme.directory == "letsencrypt-staging"
+
+
+@pytest.mark.parametrize("preset", ["internal-tool", "raspberry-pi"])
+def test_one_line_makes_it_https_without_a_ca(preset: str, tmp_path: Path) -> None:
+    assert not load(preset).serves_tls
+    settings = edited(preset, "tls", tmp_path=tmp_path)
+    assert settings.serves_tls
+    assert settings.server.bind == load(preset).server.bind
+
+
+def test_the_internal_tool_can_ask_for_the_certificates_of_colleagues(tmp_path: Path) -> None:
+    settings = edited("internal-tool", "tls", "client_ca", 'client_certificates = "required"', tmp_path=tmp_path)
+    assert settings.tls.client_certificates == "required"
+    text = (tmp_path / "edited.toml").read_text().replace('"required"\n\n', '"optional"\n\n', 1)
+    for line in ("[[route]]", 'path = "/admin/*"', 'client_certificate = "required"'):
+        assert f"#{line}\n" in text
+        text = text.replace(f"#{line}\n", f"{line}\n")
+    (tmp_path / "by_route.toml").write_text(text)
+    by_route = resolve(environ={}, config=tmp_path / "by_route.toml", directory=tmp_path).settings
+    assert by_route.tls.client_certificates == "optional"
+    assert [each.client_certificate for each in by_route.route] == ["required"]
 
 
 def test_no_preset_is_forgotten_here() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hardserve.addresses import ports
 from hardserve.configfiles import SettingsError
 from hardserve.options import from_keywords, resolve
 from hardserve.securing import acme_settings
@@ -38,9 +39,10 @@ def test_with_a_domain_a_server_is_a_site_on_the_internet() -> None:
     ("keywords", "bind", "redirect"),
     [
         ({"bind": ["127.0.0.1:8443"]}, ("127.0.0.1:8443",), ()),
-        ({"redirect": ["127.0.0.1:8080"]}, ("127.0.0.1:8000",), ("127.0.0.1:8080",)),
+        ({"bind": ["127.0.0.1:443"], "redirect": ()}, ("127.0.0.1:443",), ()),
+        ({"bind": ["127.0.0.1:8443"], "redirect": ["127.0.0.1:8080"]}, ("127.0.0.1:8443",), ("127.0.0.1:8080",)),
     ],
-    ids=["an address for HTTPS", "an address for plain HTTP"],
+    ids=["another port for HTTPS", "nothing in plain", "both"],
 )
 def test_whoever_says_where_to_listen_is_believed(
     keywords: dict[str, list[str]], bind: tuple[str, ...], redirect: tuple[str, ...]
@@ -48,6 +50,20 @@ def test_whoever_says_where_to_listen_is_believed(
     settings = from_keywords(tls_domain="example.org", acme_agree="on", **keywords)
     assert settings.server.bind == bind
     assert settings.server.redirect == redirect
+
+
+@pytest.mark.parametrize("given", ["bind", "redirect"])
+def test_who_says_where_one_is_is_given_the_other(given: str) -> None:
+    one = {"bind": ["127.0.0.1:443"], "redirect": ["127.0.0.1:8080"]}[given]
+    settings = from_keywords(tls_domain="example.org", acme_agree="on", **{given: one})
+    port = 80 if given == "bind" else 443
+    assert ports(settings.server.redirect if given == "bind" else settings.server.bind) == {port}
+
+
+def test_without_tls_a_domain_changes_nothing() -> None:
+    settings = from_keywords(tls_domain="example.org", acme_agree="on", tls="off")
+    assert settings.server == from_keywords(tls="off").server
+    assert not settings.serves_tls
 
 
 def test_where_the_addresses_are_from_is_shown(tmp_path: Path) -> None:
@@ -59,7 +75,8 @@ def test_where_the_addresses_are_from_is_shown(tmp_path: Path) -> None:
     ("keywords", "challenges"),
     [
         ({}, ("http-01", "tls-alpn-01")),
-        ({"bind": ["127.0.0.1:443"]}, ("tls-alpn-01",)),
+        ({"bind": ["127.0.0.1:443"], "redirect": ()}, ("tls-alpn-01",)),
+        ({"bind": ["127.0.0.1:8443"]}, ("tls-alpn-01",)),
         ({"bind": ["127.0.0.1:443"], "redirect": ["127.0.0.1:80"]}, ("http-01", "tls-alpn-01")),
         ({"acme_challenge": "tls-alpn-01"}, ("tls-alpn-01",)),
         ({"acme_challenge": "http-01"}, ("http-01",)),
@@ -108,19 +125,26 @@ def test_lets_encrypt_has_names() -> None:
             ),
         ),
         (
-            {"tls_domain": "example.org", "acme_agree": "on", "tls": "off"},
-            'tls_domain: expected server.tls to be another than "off"',
+            {"tls_domain": "pi.local", "acme_agree": "on"},
+            'tls_domain: "pi.local" is a name that no public CA issues for; there is server.tls = "self-signed"',
+        ),
+        (
+            {"tls_domain": "a.example.org,b.example.org"},
+            (
+                "tls_domain = \"a.example.org,b.example.org\": 'a.example.org,b.example.org' is more than one name: "
+                'a list in a file, and a flag for each, such as "example.org"'
+            ),
         ),
         (
             {"tls_domain": "example.org", "acme_agree": "on", "tls": "self-signed"},
             'tls = "self-signed": expected no other certificate, but there is tls_domain',
         ),
         (
-            {"tls_domain": "example.org", "acme_agree": "on", "acme_directory": "http://ca.internal/dir"},
-            'acme_directory: "http://ca.internal/dir": the directory of a CA is an https:// address',
+            {"tls_domain": "example.org", "acme_agree": "on", "acme_directory": "http://ca/"},
+            'acme_directory: "http://ca/": expected letsencrypt, letsencrypt-staging or an https:// address',
         ),
         (
-            {"tls_domain": "example.org", "acme_agree": "on", "acme_challenge": "http-01", "bind": ["127.0.0.1:443"]},
+            {"tls_domain": "example.org", "acme_agree": "on", "acme_challenge": "http-01", "redirect": ()},
             "acme_challenge: expected also server.redirect, where the CA asks for it (port 80)",
         ),
         (
@@ -150,7 +174,7 @@ def test_everything_that_is_missing_is_said_at_once() -> None:
 @pytest.mark.parametrize(
     ("keywords", "key"),
     [
-        ({"tls_domain": tuple(f"n{n}.example" for n in range(101))}, "tls_domain"),
+        ({"tls_domain": tuple(f"n{n}.example.org" for n in range(101))}, "tls_domain"),
         ({"acme_email": "a@b.example,c@d.example"}, "acme_email"),
         ({"acme_eab_key_file": "./key"}, "acme_eab_key_file"),
     ],

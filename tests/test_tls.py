@@ -516,7 +516,7 @@ def test_the_command_ends_with_78_and_says_where_the_file_is_named(tmp_path: Pat
         ('[tls]\nkey = "./k.pem"\n', "hardserve.toml:2: tls.key: expected also tls.certificate"),
         ('[tls]\ncertificate = "./c.pem"\n', "hardserve.toml:2: tls.certificate: expected also tls.key"),
         ('[tls]\npassphrase_file = "./p"\n', "hardserve.toml:2: tls.passphrase_file: expected also tls.key"),
-        ('[server]\ntls = "on"\n', 'hardserve.toml:2: server.tls = "on": expected also tls.certificate'),
+        ('[server]\ntls = "on"\n', 'hardserve.toml:2: server.tls = "on": expected also tls.domain'),
         (
             '[server]\ntls = "self-signed"\n[[certificate]]\ncertificate = "./c.pem"\nkey = "./k.pem"\n',
             'hardserve.toml:2: server.tls = "self-signed": expected no other certificate, but there is hardserve.toml',
@@ -808,7 +808,7 @@ def test_a_drain_answers_what_has_come_in(tmp_path: Path) -> None:
         client.send(GET)
         assert entered.wait(PATIENCE_S)
         running.server.stop()
-        eventually(lambda: running.server._app_ctx and running.server._loop._drain_until is not None)
+        eventually(lambda: running.server._loop._ctx.draining)
         release.set()
         answer = client.response()
         assert (answer.body, answer.header("Connection")) == (b"GET / ", "close")

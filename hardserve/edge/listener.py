@@ -176,8 +176,9 @@ def _explain(address: str, port: int, error: OSError) -> str:
         )
     if error.errno == errno.EACCES:
         return (
-            f"cannot listen on {address}: port {port} needs a privilege this user does not have; "
-            "choose one from 1024 up with --bind, or let systemd pass the socket (fd:3)"
+            f"cannot listen on {address}: port {port} needs a privilege this user does not have: in a systemd unit "
+            f"AmbientCapabilities=CAP_NET_BIND_SERVICE, by hand `sysctl net.ipv4.ip_unprivileged_port_start={port}`, "
+            "or let systemd pass the socket (fd:3), or choose a port from 1024 up"
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return f"cannot listen on {address}: no interface of this machine has that address; see `ip address`"

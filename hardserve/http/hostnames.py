@@ -37,6 +37,10 @@ def domain_name(text: str) -> str:
     Raises ValueError with a sentence that names it.
     """
     name = normal_name(text)
+    if "," in text:
+        raise ValueError(
+            f'{text!r} is more than one name: a list in a file, and a flag for each, such as "example.org"'
+        )
     if name is None or "_" in name:  # which no CA puts into a certificate
         raise ValueError(f'{text!r} is not a domain name, such as "www.example.org"')
     if name.startswith("*."):

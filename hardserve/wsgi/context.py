@@ -128,7 +128,7 @@ class AppContext:
     headers: HeaderSettings = field(default_factory=HeaderSettings)
     compression: CompressionSettings = field(default_factory=CompressionSettings)
     open_named: OpenNamed | None = None  # None where no file may be named
-    hsts_s: float = 0.0  # where TLS ends here
+    hsts: str = ""  # where TLS ends here
     base_environ: Environ = field(init=False)
     defaults: DefaultFields = field(init=False)
     tls_fields: bytes = field(init=False)
@@ -138,8 +138,8 @@ class AppContext:
     missing_files: Seldom = field(init=False, default_factory=lambda: Seldom(NEWS_S))
 
     def __post_init__(self) -> None:
-        self.defaults = DefaultFields(self.headers, self.hsts_s)
-        self.tls_fields = hsts_line(self.hsts_s)
+        self.defaults = DefaultFields(self.headers, self.hsts)
+        self.tls_fields = hsts_line(self.hsts)
         self.compressor = Compressor(self.compression) if self.compression.responses == "on" else None
         self.base_environ = base_environ(multithread=self.multithread)
 
