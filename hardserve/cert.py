@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hardserve.http.hostnames import normal_name
+from hardserve.http.hostnames import covers, normal_name
 from hardserve.securing import (
     SELF_SIGNED_DIRECTORY,
     acme_directory,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 Source = Literal["file", "self-signed", "acme"]
 
+_AS_WHOM = "not everything can be seen: run this as the user that the server runs as, or as root"
 # Why OpenSSL does not take a key with a certificate, rather than one of the two.
 _MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 
@@ -134,6 +135,7 @@ def of_files(files: PairFiles, now: float, source: Source = "file") -> Holding:
                 fingerprint=fingerprint_of(der) if der else "",
                 key_fits=False if reason in _MISMATCHES else None,
                 problems=tuple(error.problems),
+                warnings=(_AS_WHOM,) if _is_hidden(files) else (),
             ),
             now,
         )
@@ -162,7 +164,7 @@ def of_our_own(directory: Path, names: Sequence[str], now: float) -> Holding:
 def of_authority(acme: AcmeSettings, directory: Path, now: float) -> Holding:
     """Return what there is to say about the certificate in `directory`, which a CA issues."""
     current = directory / "current"
-    files = PairFiles(current / "certificate.pem", current / "key.pem")
+    files = PairFiles(current / "certificate.pem", current / "key.pem", issued=True)
     status: CertificateStatus | None = None
     lacking: tuple[str, ...] = ()
     with _said("hardserve.acme") as said:
@@ -173,13 +175,16 @@ def of_authority(acme: AcmeSettings, directory: Path, now: float) -> Holding:
         else:
             (status,) = status_of(acme, directory, now)
     if status is not None and status.path is not None:  # where `current` leads, which may change at any moment
-        files = PairFiles(status.path, status.path.with_name(files.key.name))
+        files = PairFiles(status.path, status.path.with_name(files.key.name), issued=True)
     seen = _look(files.certificate)
     if seen == "missing":
         none = f"there is none in {directory} yet: a server has a temporary one until the CA has issued it"
         holding = Holding("acme", files, problems=(none,))
     else:
         holding = of_files(files, now, "acme")
+    if holding.facts is not None:
+        missing = [name for name in acme.names if not covers(holding.facts.names, name)]
+        lacking += (f"it is not for {', '.join(missing)}",) if missing else ()
     renewal = None
     if status is not None and seen != "hidden":
         renewal = Renewal(status.next_attempt, status.why, status.failures, status.error)
@@ -190,6 +195,15 @@ def of_authority(acme: AcmeSettings, directory: Path, now: float) -> Holding:
         renewal=renewal,
         problems=(*lacking, *holding.problems),
         warnings=(*said, *holding.warnings),
+    )
+
+
+def _is_hidden(files: PairFiles) -> bool:
+    """Return whether this user may not read some of the files that are there."""
+    looks = [(path, _look(path)) for path in files.paths]
+    return any(
+        seen == "hidden" or (seen == "there" and not os.access(path, os.R_OK, effective_ids=True))
+        for path, seen in looks
     )
 
 

@@ -6,6 +6,7 @@ Main thread, once, before anything listens. Whatever is wrong with a certificate
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from hardserve.configfiles import SettingsError
 from hardserve.http.hostnames import covers, normal_name
 from hardserve.tls import certificates, selfsigned
 from hardserve.tls.acme.settings import HTTP_01, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, TLS_ALPN_01, AcmeSettings
-from hardserve.tls.certificates import CertificateError, Pair, day
+from hardserve.tls.certificates import CertificateError, day
+from hardserve.tls.pemfiles import user_name
 from hardserve.tls.policy import PairFiles
-from hardserve.tls.store import CertificateStore
+from hardserve.tls.store import CertificateStore, Success
+from hardserve.tls.upkeep import tell
 from hardserve.values import show
 
 if TYPE_CHECKING:
@@ -85,8 +88,7 @@ class Secured:
         now = time.time()
         said = [] if self.anew is None else self.anew(now)
         said += self.store.reload(now)
-        for sentence in said:
-            logger.warning("%s", sentence)
+        tell(said)
         if self.manager is not None:
             seconds = self.manager.renew_now()
             when = "now" if seconds < 1 else f"in {seconds:.0f} seconds, which is when the CA takes it"
@@ -130,17 +132,11 @@ def secured_by(settings: Settings, hosts: Sequence[str], environ: Mapping[str, s
     except CertificateError as error:
         raise SettingsError([_placed(problem, files) for problem in error.problems]) from None
     for warning in warnings:
-        if not (own and _is_of_itself(warning, store.pairs)):
-            logger.warning("%s", warning)
+        logger.warning("%s", warning)
     if acme is None:
         return Secured(store, renew, anew=anew)
     acme.installs(store, others)
     return Secured(store, None, acme.manager, acme.challenges)
-
-
-def _is_of_itself(warning: str, pairs: Sequence[Pair]) -> bool:
-    """Return whether a warning says of a certificate that we made what everybody knows who asked for it."""
-    return any(warning in pair.warnings for pair in pairs)
 
 
 def _path(text: str) -> Path:
@@ -209,24 +205,34 @@ def _self_signed(directory: Path, names: Sequence[str], now: float) -> tuple[lis
         try:
             return selfsigned.keep(directory, names, now, force=force)
         except OSError as error:
-            where = error.filename or directory
-            problem = f"a self-signed certificate cannot be kept in {where}: {error.strerror or error}"
-            raise CertificateError([f"{problem}; tls.state can name another directory"]) from None
+            raise _not_kept(directory, error) from None
 
     def renew(now: float) -> list[str]:
         try:
             kept = keep(now)
         except CertificateError as error:
             return error.problems
-        return [f"a new self-signed certificate was made: {kept.why}"] if kept.made else []
+        return [_of_new(kept)] if kept.made else []
 
     def anew(now: float) -> list[str]:
-        return [f"a new self-signed certificate was made: {keep(now, force=True).why}"]
+        return [_of_new(keep(now, force=True))]
 
     kept = keep(now)
     if kept.made:
         logger.info("a self-signed certificate was made in %s: %s", directory, kept.why)
     return [kept.pair.files], renew, anew
+
+
+def _of_new(kept: selfsigned.SelfSigned) -> Success:
+    return Success(f"a new self-signed certificate was made: {kept.why}; SHA-256 {kept.pair.fingerprint}")
+
+
+def _not_kept(directory: Path, error: OSError) -> CertificateError:
+    """Return what there is to say where `directory`, which is in the state directory, is of no use."""
+    where = directory if os.path.lexists(directory) else directory.parent
+    who = f" by user {user_name(os.geteuid())}" if isinstance(error, PermissionError) else ""
+    problem = f"certificates cannot be kept in {where}{who}: {error.strerror or error}"
+    return CertificateError([f"{problem}; tls.state can name another directory"])
 
 
 # --- a certificate that a CA issues ---
@@ -293,7 +299,8 @@ class Acme:
         self._store: CertificateStore | None = None
         self._others: Sequence[PairFiles] = ()
         self.challenges = Challenges()
-        self.manager = Manager(wanted, acme_directory(settings, environ), self.challenges, self._installed)
+        self._directory = acme_directory(settings, environ)
+        self.manager = Manager(wanted, self._directory, self.challenges, self._installed)
 
     def __repr__(self) -> str:
         return f"<Acme {self.manager!r}>"
@@ -307,6 +314,10 @@ class Acme:
                 logger.warning("what the CA has issued cannot be served: %s", "; ".join(error.problems))
             else:
                 return [self._pair]
+        try:
+            self.manager.check()
+        except PermissionError as error:
+            raise _not_kept(self._directory, error) from None
         return _self_signed(self._temporary, self._names, now)[0]
 
     def installs(self, store: CertificateStore, others: Sequence[PairFiles]) -> None:
@@ -315,7 +326,7 @@ class Acme:
 
     def _installed(self, certificate: Path, key: Path) -> None:
         """ACME thread, and the main thread in `first`. Raises CertificateError."""
-        self._pair = PairFiles(certificate, key)
+        self._pair = PairFiles(certificate, key, issued=True)
         if self._store is not None:
             for warning in self._store.use([self._pair, *self._others], time.time()):
                 logger.warning("%s", warning)

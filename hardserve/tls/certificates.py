@@ -131,8 +131,8 @@ def load(files: PairFiles, now: float, *, make: Callable[[PairFiles], ssl.SSLCon
     if der != contents.chain[0] or pemfiles.signature(files.paths) != before:
         raise CertificateError([f"{files.certificate} or {files.key} was changed while it was read"], passing=True)
     names, warnings = _names(files, facts)
-    code, message = _verify(context, _roots_client())
-    warnings += _chain_warnings(files, contents.chain, facts, code, message)
+    if not files.issued:
+        warnings += _chain_warnings(files, contents.chain, facts, *_verify(context, _roots_client()))
     pair = Pair(
         files,
         names,
@@ -313,9 +313,14 @@ def _chain_warnings(
         said = f"{files.certificate} holds the server's own certificate and not that of its issuer, {issuer}"
     else:
         said = f"the chain in {files.certificate} ends below {issuer}"
-    full = files.certificate.with_name("fullchain.pem")
-    hint = f"use {full}" if full != files.certificate and os.path.exists(full) else "append what is missing"
-    return [*warnings, f"{said}, which is no root of this machine's: clients that do not know it will refuse; {hint}"]
+    full = files.certificate.with_name("fullchain.pem")  # as certbot has it beside cert.pem
+    fuller = pemfiles.chain_of(full)
+    if len(fuller) > len(chain) and fuller[: len(chain)] == tuple(chain):
+        hint = f"clients that do not know it will refuse; use {full}"
+    else:
+        # An authority of one's own is no root here either, and nothing in a certificate tells whose it is.
+        hint = "if that is your own root, install it on the clients; else append what is missing"
+    return [*warnings, f"{said}, which is no root of this machine's: {hint}"]
 
 
 def _disorder(files: PairFiles, chain: Sequence[bytes], facts: Mapping[str, Any]) -> Iterator[str]:

@@ -138,8 +138,17 @@ def _read_bounded(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
 
 def _unreadable(path: Path, error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return f"{path} cannot be read by user {_user(os.geteuid())}, who this server runs as: {error.strerror}"
+        return f"{path} cannot be read by user {user_name(os.geteuid())}: {error.strerror}"
     return f"{path} cannot be read: {error.strerror or error}"
+
+
+def chain_of(path: Path) -> tuple[bytes, ...]:
+    """Return the certificates of a file in their order, as DER; none where it cannot be read, or is larger than any."""
+    try:
+        data, _ = _read_bounded(path, MAX_CERTIFICATE_BYTES)
+    except (CertificateError, OSError):
+        return ()
+    return tuple(certificates_in(data))
 
 
 def certificates_in(data: bytes) -> Iterator[bytes]:
@@ -183,7 +192,8 @@ def permission_problems(path: Path, mode: int, owner: int, user: int) -> tuple[l
     if group := _can(mode, 0o040, 0o020):
         warnings.append(f"the group of {path} can {group} it: chmod g= {quoted}, if nobody in it needs to")
     if owner not in (0, user):
-        warnings.append(f"{path} belongs to user {_user(owner)}, who can replace it: chown {_user(user)} {quoted}")
+        theirs = f"{path} belongs to user {user_name(owner)}, who can replace it"
+        warnings.append(f"{theirs}: chown {user_name(user)} {quoted}")
     return [], warnings
 
 
@@ -191,7 +201,8 @@ def _can(mode: int, read_bit: int, write_bit: int) -> str:
     return " and ".join(what for bit, what in ((read_bit, "read"), (write_bit, "change")) if mode & bit)
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """Return what a user is called on this machine, or else the number."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

@@ -59,6 +59,7 @@ class PairFiles:
     certificate: Path
     key: Path
     passphrase_file: Path | None = None  # its first line opens an encrypted key
+    issued: bool = False  # to us, by a CA that has given the whole chain
 
     @property
     def paths(self) -> tuple[Path, ...]:

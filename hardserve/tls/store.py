@@ -48,6 +48,13 @@ RETRY_S = 60.0
 # Days left at which the log says so, but only below a third of the lifetime: whoever renews does so then.
 WARN_DAYS = (30, 14, 7, 3, 1, 0)
 
+
+class Success(str):
+    """A sentence for the log of what went as it should; every other one is a warning."""
+
+    __slots__ = ()
+
+
 UnknownNames = Literal["default", "refuse"]
 
 
@@ -250,7 +257,7 @@ class CertificateStore:
                 return [], None
             return [f"{problem}; what it was is used on" for problem in watch.refuse(seen, error, now)], None
         watch.take(seen)
-        return ([f"client_ca: {self._client_ca} was replaced"] if replaced else []), front
+        return ([Success(f"client_ca: {self._client_ca} was replaced")] if replaced else []), front
 
     def _look_at(self, held: _Held, now: float) -> list[str]:
         watch = held.watch
@@ -273,9 +280,8 @@ class CertificateStore:
         said = [] if new.warnings == old.warnings else list(new.warnings)
         if new.fingerprint != old.fingerprint:
             names = ", ".join(new.names) or "no name"
-            said.insert(
-                0, f"the certificate in {new.certificate} was replaced: for {names}, until {day(new.not_after)}"
-            )
+            replaced = f"the certificate in {new.certificate} was replaced: for {names}, until {day(new.not_after)}"
+            said.insert(0, Success(replaced))
             said += judge(new, now)[1]
         return said
 

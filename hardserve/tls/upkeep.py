@@ -9,13 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from hardserve.pool import Pool
-
-if TYPE_CHECKING:
-    from hardserve.tls.store import CertificateStore
+from hardserve.tls.store import CertificateStore, Success
 
 logger = logging.getLogger("hardserve.tls")
 
@@ -25,6 +22,12 @@ LOOK_S = 3.0
 DAY_S = 86_400
 
 Renew = Callable[[float], list[str]]  # at seconds of the epoch, on a check thread; returns sentences for the log
+
+
+def tell(sentences: Iterable[str]) -> None:
+    """Log what was found: a success as such, and everything else as a warning. Any thread."""
+    for sentence in sentences:
+        logger.log(logging.INFO if isinstance(sentence, Success) else logging.WARNING, "%s", sentence)
 
 
 class Upkeep:
@@ -71,8 +74,7 @@ class Upkeep:
     def _look(self) -> None:
         """Check thread."""
         try:
-            for sentence in self._find(time.time()):
-                logger.warning("%s", sentence)
+            tell(self._find(time.time()))
         except Exception:
             logger.exception("internal error in %r", self)
 

@@ -32,6 +32,7 @@ from josepy.jwk import JWKEC
 from requests.adapters import HTTPAdapter
 
 from hardserve.http.conditions import parse_http_date
+from hardserve.tls.acme import reach
 from hardserve.tls.acme.schedule import RATE_LIMITED, Kind
 
 logger = logging.getLogger("hardserve.acme")
@@ -346,14 +347,15 @@ class Client:
         except errors.ConflictError as error:
             raise AcmeError(f"{what}: conflict", code="conflict") from error
         except requests.exceptions.RequestException as error:
-            raise AcmeError(f"{what}: {error}", "unreachable", retry_after=self._retry_after) from error
+            text = reach.in_words(error, self._directory_url, self._clock()) or f"{what}: {error}"
+            raise AcmeError(text, "unreachable", retry_after=self._retry_after) from error
         except errors.ClientError as error:
             # No problem document: an error page of something in front of the CA.
             status = next((part.status_code for part in error.args if isinstance(part, requests.Response)), None)
             text = f"{what}: status {status}" if status else f"{what}: the answer makes no sense"
             raise AcmeError(text, "unreachable", retry_after=self._retry_after) from error
         except OSError as error:  # the file with its roots
-            raise AcmeError(f"{what}: {error}", "unreachable") from error
+            raise AcmeError(f"{what}: acme.ca_file: {error.strerror or error}", "unreachable") from error
         except (errors.Error, JoseError) as error:
             raise AcmeError(f"{what}: the answer makes no sense: {error}", "unreachable") from error
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

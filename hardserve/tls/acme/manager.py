@@ -114,8 +114,25 @@ class Manager:
         if held is not None:
             self._handed_over = held.version
         if held is not None and usable:
+            if missing := schedule.names_missing(self._wanted, held):
+                logger.warning(
+                    "the certificate for %s is not for %s: another one will be ordered",
+                    ", ".join(held.names),
+                    ", ".join(missing),
+                )
             self._hand_over(held)
         return usable
+
+    def check(self) -> None:
+        """Raise PermissionError where this user may keep nothing, before `start`: that does not come with waiting."""
+        try:
+            self._state.prepare()
+            with self._state.lock():
+                pass
+        except PermissionError:
+            raise
+        except OSError:
+            pass  # a disk that is full may have room later: the thread will say so
 
     def start(self) -> None:
         """Begin to look after the certificate. The server should be there for the CA to ask."""
@@ -380,9 +397,11 @@ class Manager:
     def _register(self, client: Client) -> str:
         settings = self._settings
         if client.terms and not settings.agree:
-            raise AcmeError(f"its terms of service must be agreed to by a setting: {client.terms}", "misconfigured")
+            asked = f"its terms of service must be agreed to (--acme-agree on): {client.terms}"
+            raise AcmeError(asked, "misconfigured")
         if client.wants_external_account and settings.eab_key_file is None:
-            raise AcmeError("the CA wants an external account's key id and key", "misconfigured")
+            asked = "the CA wants an external account's key id and key: acme.eab_kid and acme.eab_key_file"
+            raise AcmeError(asked, "misconfigured")
         key = "" if settings.eab_key_file is None else load_external_key(settings.eab_key_file)
         return client.register(settings.email, settings.eab_kid, key)
 
@@ -407,7 +426,7 @@ class Manager:
         with contextlib.suppress(OSError):  # it is remembered, and if it is not the error itself, it will be the next
             self._note(noted)
         again = schedule.blocked_until(noted, now)
-        logger.log(*_line(self._wanted.names, self._state.held(), str(error), again, now))
+        logger.log(*_line(self._wanted, self._state.held(), str(error), again, now))
 
 
 def status_of(
@@ -418,7 +437,7 @@ def status_of(
     state = StateDirectory(state_directory)
     held = state.held()
     kept = schedule.for_purpose(state.read_schedule(), _digest(settings))
-    why, due = schedule.due_at(wanted, held, kept)
+    why, due = schedule.due_at(wanted, held, kept, now)
     blocked = schedule.blocked_until(kept, now, forced=forced)
     return [
         CertificateStatus(
@@ -437,7 +456,7 @@ def status_of(
 
 
 def _line(
-    names: tuple[str, ...], held: Held | None, error: str, again: float, now: float
+    wanted: Wanted, held: Held | None, error: str, again: float, now: float
 ) -> tuple[int, str, str, str, str, str]:
     """Return what `logger.log` takes: a failure, how long there is time, and when the next attempt is made."""
     level = logging.WARNING
@@ -448,12 +467,14 @@ def _line(
     else:
         days = (held.not_after - now) / DAY
         left = f"the one in use stays, with {days:.1f} days left"
+        if missing := schedule.names_missing(wanted, held):
+            left += f", and is not for {', '.join(missing)}"
         if held.not_after - now < held.lifetime * schedule.LEFT_AT_MOST_LATE:
             level = logging.ERROR
     return (
         level,
         "no new certificate for %s: %s; %s; next attempt %s",
-        ", ".join(names),
+        ", ".join(wanted.names),
         error,
         left,
         f"{minute(again)} UTC",

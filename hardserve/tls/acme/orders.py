@@ -32,6 +32,10 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 # An order that was begun longer ago than this is as good as expired.
 _OLD_S = 5 * 86400.0
+# Where a CA connects to, whatever port the server has behind a router.
+_PORTS = {HTTP_01: 80, TLS_ALPN_01: 443}
+# Of RFC 8555 6.7, when nobody has answered, or somebody else.
+_NOT_REACHED = frozenset({"connection", "dns", "incorrectResponse", "tls", "unauthorized"})
 
 
 class StoppedError(Exception):
@@ -78,7 +82,7 @@ def next_move(order: OrderState, authorizations: Sequence[Authorization], answer
     for each in authorizations:
         if each.status not in ("pending", "valid"):
             problem = each.problem or Problem("", f"its authorization is {each.status}")
-            return GiveUp(f"{each.name} could not be proven: {problem.text}", "unproven", problem.code)
+            return GiveUp(f"{each.name} could not be proven{_how(each)}: {problem.text}", "unproven", problem.code)
     if order.status == "pending":
         todo = tuple(each for each in authorizations if each.status == "pending" and each.url not in answered)
         return Answer(todo) if todo else Pause()
@@ -87,6 +91,16 @@ def next_move(order: OrderState, authorizations: Sequence[Authorization], answer
         return GiveUp(f"the CA has refused the order: {problem.text}", "refused", problem.code)
     moves: dict[str, Move] = {"ready": Finalize(), "processing": Pause(), "valid": Fetch()}
     return moves.get(order.status) or GiveUp(f"the CA says that the order is {order.status}", "refused")
+
+
+def _how(authorization: Authorization) -> str:
+    """Return by which kind of challenge a name was not proven, and what to look at; before what the CA has to say."""
+    kind = next((each.kind for each in authorization.challenges if each.status == "invalid"), "")
+    if kind not in _PORTS or authorization.problem is None:
+        return ""
+    if authorization.problem.code not in _NOT_REACHED:
+        return f" by {kind}"
+    return f" by {kind} (does the name point to this machine, and does port {_PORTS[kind]} reach it?)"
 
 
 def choose(authorization: Authorization, kinds: Sequence[str]) -> Challenge | None:

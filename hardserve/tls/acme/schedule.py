@@ -104,7 +104,7 @@ Step = Order | Ask | Wait
 
 def next_step(wanted: Wanted, held: Held | None, schedule: Schedule, now: float, *, forced: bool = False) -> Step:
     """Return what to do now. With `forced`, order as soon as the CA lets us, whatever is there."""
-    why, due = due_at(wanted, held, schedule)
+    why, due = due_at(wanted, held, schedule, now)
     if forced:
         why, due = "a new one was asked for", now
     earliest = max(due, blocked_until(schedule, now, forced=forced))
@@ -118,15 +118,16 @@ def next_step(wanted: Wanted, held: Held | None, schedule: Schedule, now: float,
     return Wait(min(earliest, ask_at) if now < due else earliest)
 
 
-def due_at(wanted: Wanted, held: Held | None, schedule: Schedule) -> tuple[str, float]:
+def due_at(wanted: Wanted, held: Held | None, schedule: Schedule, now: float) -> tuple[str, float]:
     """Return why a certificate is to be ordered, and from when on."""
     if held is None:
         return "there is none", 0.0
-    if not set(wanted.names) <= set(held.names):
-        # A name too many does no harm until the next renewal.
-        return "names were added", 0.0
+    if missing := names_missing(wanted, held):
+        return f"the one there is, is not for {', '.join(missing)}", 0.0
     if held.directory != wanted.directory:
         return "another CA was chosen", 0.0
+    if now >= held.not_after:
+        return "it has expired", held.not_after
     if schedule.window is not None and schedule.asked == held.version:
         start, end = schedule.window
         chosen = start + (end - start) * fraction(held.version)
@@ -137,7 +138,12 @@ def due_at(wanted: Wanted, held: Held | None, schedule: Schedule) -> tuple[str, 
 
 def serves(wanted: Wanted, held: Held) -> bool:
     """Return whether a certificate is one that would have been ordered."""
-    return set(wanted.names) <= set(held.names) and held.directory == wanted.directory
+    return not names_missing(wanted, held) and held.directory == wanted.directory
+
+
+def names_missing(wanted: Wanted, held: Held) -> tuple[str, ...]:
+    """Return the wanted names that a certificate is not for. A name too many does no harm until the next renewal."""
+    return tuple(name for name in wanted.names if name not in held.names)
 
 
 def blocked_until(schedule: Schedule, now: float, *, forced: bool = False) -> float:
