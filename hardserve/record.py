@@ -36,6 +36,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 # Why handshakes failed that are told apart: each has a line in ten seconds at most.
 MAX_REASONS = 32
+REASONS_S = 3600.0  # a stranger who thinks up as many hides others for so long
 
 
 class Record:
@@ -49,7 +50,8 @@ class Record:
         self._debugging = logger.isEnabledFor(logging.DEBUG)
         self._refusal_log = RefusalLog(logger.log, logger.getEffectiveLevel())
         self._refusal_timer = Timer(self._sum_up_refusals)
-        self._reasons: set[str] = set()  # of handshakes that failed
+        self._reasons: set[str] = set()  # of handshakes that failed, of late
+        self._reasons_since = 0.0
         self._just_banned: set[str] = set()  # their connections are to be cut
         self._ban_said_at = -math.inf
         self._bans_not_said = 0
@@ -101,6 +103,10 @@ class Record:
     def handshake(self, connection: Connection, reason: str) -> None:
         """Count a TLS handshake that failed. I/O thread. What it says is OpenSSL's, so that there are few reasons."""
         quiet = reason == CLOSED_EARLY  # browsers open connections that they then do not need
+        now = time.monotonic()
+        if now - self._reasons_since >= REASONS_S:
+            self._reasons_since = now
+            self._reasons.clear()
         if reason not in self._reasons and len(self._reasons) >= MAX_REASONS:
             reason = "other reasons"
         self._reasons.add(reason)

@@ -371,6 +371,7 @@ def test_a_certificate_is_replaced_under_load_without_a_failed_request(
     monkeypatch.setattr(upkeep, "LOOK_S", 0.05)
     pair = ROOT.leaf("localhost").write(tmp_path)
     seen: set[str] = set()
+    caplog.set_level("INFO", "hardserve")
     failed: list[BaseException] = []
     stop = threading.Event()
     new = ROOT.leaf("localhost")

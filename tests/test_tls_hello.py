@@ -225,7 +225,7 @@ class Counted(bytearray):
 
 
 def test_reading_costs_as_much_as_the_bytes_are() -> None:
-    filler = b"".join(extension(0x1000 + number) for number in range(2000))
+    filler = b"".join(extension(0x1000 + number, bytes(8)) for number in range(200))
     data = records(message(server_name(b"a.example"), filler), 1)
     grown, reader = Counted(), HelloReader()
     for at in range(0, len(data), 6):
@@ -233,6 +233,20 @@ def test_reading_costs_as_much_as_the_bytes_are() -> None:
         found = reader.read(grown)
     assert found == ClientHello(b"a.example")
     assert grown.taken <= 4 * len(data)
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        pytest.param(b"".join(extension(0x1000 + number) for number in range(257)), id="extensions"),
+        pytest.param(extension(16, vector(2, b"\x01h" * 257)), id="protocols"),
+        pytest.param(extension(51, vector(2, b"\0\x1d\0\x01x" * 257)), id="shares"),
+        pytest.param(extension(21, bytes(16384)), id="bytes"),
+    ],
+)
+def test_more_than_any_client_sends_is_refused_and_nothing_of_it_is_looked_at(extensions: bytes) -> None:
+    with pytest.raises(BadHelloError, match="hello too large"):
+        parse(records(message(extensions)))
 
 
 @given(st.binary(max_size=300))

@@ -155,6 +155,8 @@ class Connection(Sending):
     @property
     def idle_since(self) -> float | None:
         """Since when nothing has been asked here, None when something is in progress. I/O thread."""
+        if self.phase is HANDSHAKE:
+            return self.opened  # so that a crowd that never ends it keeps nobody out
         if self.phase is not IDLE or self.outbox is not None:
             return None
         return self.read_deadline - self._ctx.settings.timeouts.keep_alive if self._served else self.opened

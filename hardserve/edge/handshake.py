@@ -199,7 +199,8 @@ class Handshaking(Wire):
         held = self._held_back
         record = _first_record(held)
         if self._answered:
-            self._costly = self._verifies
+            # In the clear, it is the ClientKeyExchange of TLS 1.2, for which the private half of ECDHE is used.
+            self._costly = self._verifies or held[0] == HANDSHAKE
             return _whole_records(held)
         if self._hello is not None and held[0] != HANDSHAKE:
             # Between two hellos there may be a ChangeCipherSpec (RFC 8446 D.4) or an alert, which cost nothing.
@@ -319,9 +320,11 @@ def _reason(error: Exception) -> str:
         return error.reason
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"bad client certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLZeroReturnError | ssl.SSLEOFError):
+        return CLOSED_EARLY
     name = getattr(error, "reason", None)
     if not isinstance(error, ssl.SSLError) or not isinstance(name, str):
-        return f"{error!r}"
+        return type(error).__name__
     for prefix in _ALERTS:
         if name.startswith(prefix):
             return f"the client says: {name.removeprefix(prefix).replace('_', ' ').lower()}"

@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from hardserve.edge.admission import COMPLAINT_INTERVAL_S, Acceptor, AdmissionContext, Peer, Peers
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import CLOSED, IDLE, Connection, EdgeContext
+from hardserve.edge.context import HANDSHAKE
 from hardserve.edge.deadlines import Deadlines, Timed
 from hardserve.edge.handshake import Choose
 from hardserve.edge.idle import IdleFinder
@@ -319,8 +320,10 @@ class Loop:
             with idle.lock:
                 # A worker goes IDLE before it sends, and what is left unsent is known when it lets go of the lock.
                 quiet = idle.phase is IDLE and idle.outbox is None
+                shaking = idle.phase is HANDSHAKE  # who asks for nothing yet is not looked at once more
             try:
-                if quiet and not idle.on_readable(now):  # a request may have come since this turn began
+                # A request may have come since this turn began.
+                if shaking or (quiet and not idle.on_readable(now)):
                     idle.cut(MADE_ROOM, now)
             except Exception:
                 self._give_up(idle)

@@ -21,6 +21,10 @@ _SERVER_NAME, _ALPN, _KEY_SHARE = 0, 16, 51  # extensions (4.2)
 _HOST_NAME = 0  # the only type of name (RFC 6066 3)
 # What OpenSSL takes. A host name is shorter, and no other kind of name has ever come to be.
 MAX_NAME_BYTES = 255
+# All of one. The largest that clients send, with keys that withstand quantum computers, have two or three KiB.
+MAX_HELLO_BYTES = 16384
+# Extensions, protocols, and shares; clients send a dozen or two of the first and a few of the others.
+MAX_ITEMS = 256
 # More than letters, digits, hyphens and dots: there are names with underscores, and clients that send an address,
 # although they must not. None of them harms. What is no ASCII must have been converted (RFC 6066 3, RFC 5890 2.3.2.1),
 # and Python prints a traceback if it is told of it.
@@ -28,7 +32,7 @@ _IN_NAMES = frozenset(range(0x21, 0x7F))
 ACME_TLS_PROTOCOL = b"acme-tls/1"
 
 # Alerts (6.2).
-_UNEXPECTED_MESSAGE, _RECORD_OVERFLOW, _DECODE_ERROR, _UNRECOGNIZED_NAME = 10, 22, 50, 112
+_UNEXPECTED_MESSAGE, _RECORD_OVERFLOW, _ILLEGAL_PARAMETER, _DECODE_ERROR, _UNRECOGNIZED_NAME = 10, 22, 47, 50, 112
 
 
 class BadHelloError(Exception):
@@ -91,6 +95,8 @@ class HelloReader:
             if message and message[0] != _CLIENT_HELLO:
                 raise BadHelloError("unexpected message", _UNEXPECTED_MESSAGE)
             whole = 4 + int.from_bytes(message[1:4], "big")
+            if whole > MAX_HELLO_BYTES:
+                raise BadHelloError("hello too large", _ILLEGAL_PARAMETER)
             if len(message) >= max(4, whole):
                 # Nothing can follow in the same record: what the client says next depends on the answer, and would
                 # reach OpenSSL unread.
@@ -112,6 +118,8 @@ def _hello(body: _Reader) -> ClientHello:
             kind = extensions.number(2)
             if kind in found:  # "There MUST NOT be more than one extension of the same type" (4.2)
                 raise BadHelloError("malformed hello")
+            if len(found) == MAX_ITEMS:
+                raise BadHelloError("hello too large", _ILLEGAL_PARAMETER)
             found[kind] = extensions.vector(2)
     name = found.get(_SERVER_NAME)
     return ClientHello(
@@ -133,15 +141,21 @@ def _server_name(extension: _Reader) -> bytes:
 
 def _protocols(extension: _Reader) -> Iterator[bytes]:
     names = extension.only_vector(2)
-    while names.left:
+    for _ in range(MAX_ITEMS):
+        if not names.left:
+            return
         yield names.vector(1).rest()
+    raise BadHelloError("hello too large", _ILLEGAL_PARAMETER)
 
 
 def _groups(extension: _Reader) -> Iterator[int]:
     shares = extension.only_vector(2)
-    while shares.left:
+    for _ in range(MAX_ITEMS):
+        if not shares.left:
+            return
         yield shares.number(2)
         shares.vector(2)
+    raise BadHelloError("hello too large", _ILLEGAL_PARAMETER)
 
 
 class _Reader:
