@@ -38,12 +38,14 @@ class ChallengeAnswers:
         return f"<ChallengeAnswers {self._find!r}>"
 
     def expects(self, request: Request) -> bool:
-        """Return whether a CA has been told to ask for this."""
-        return request.command in ("GET", "HEAD") and request.body_rcv is None and self._find(request.path) is not None
+        """Return whether a CA has been told to ask for this; the answer is kept, for it may be withdrawn any moment."""
+        if request.command in ("GET", "HEAD") and request.body_rcv is None:
+            request.challenge = self._find(request.path)
+        return request.challenge is not None
 
     def serve(self, asker: Connection, request: Request, now: float) -> bool | Refusal:
         """As `EdgeContext.serve_file`."""
-        body = self._find(request.path) if request.command in ("GET", "HEAD") else None
+        body = request.challenge
         if body is None:
             return False if self._others is None else self._others(asker, request, now)
         keep_alive = not asker.will_close(request)

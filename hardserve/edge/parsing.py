@@ -148,6 +148,7 @@ class Request(HTTPRequestParser):
     identity: Identity | None = None  # what a trusted proxy says, where one does
     rate_slots: Any = None  # what the limiter hangs on it
     store_spent_s = 0.0  # how long it has waited for a shared store
+    challenge: bytes | None = None  # what a certificate authority is answered that asks for this
     file_tries = 0  # how often its file was opened, which may have changed meanwhile
     refusal_fields = b""  # header lines that go with its refusal
     holding: Holding | None = None  # what is counted of it; whoever closes the request releases it

@@ -199,41 +199,44 @@ class TlsTransport(Handshaking):
                 return size if not size or self._transmit(data) else 0
         view = memoryview(data)
         sent = 0
-        while sent < size:
-            with self._lock:
-                if self._owed:
-                    if not self._flush():
+        try:
+            while sent < size:
+                with self._lock:
+                    if self._owed:
+                        if not self._flush():
+                            break
+                        sent += self._pay(size - sent)
+                        continue
+                    piece = view[sent : sent + self._piece]
+                    if not self._transmit(piece):
                         break
-                    sent += self._pay(size - sent)
-                    continue
-                piece = view[sent : sent + self._piece]
-                if not self._transmit(piece):
-                    break
-                sent += len(piece)
+                    sent += len(piece)
+        except OSError:
+            if not sent:
+                raise  # and else at the next call: what has left counts
         return sent
 
     def send_file(self, descriptor: int, offset: int, count: int) -> int | None:
         count = min(count, FILE_BYTES)
         sent = 0
-        while sent < count:
-            if self._owed:
-                with self._lock:
-                    if not self._flush():
-                        return sent or None
-                    sent += self._pay(count - sent)
-                    continue
-            try:
+        try:
+            while sent < count:
+                if self._owed:
+                    with self._lock:
+                        if not self._flush():
+                            return sent or None
+                        sent += self._pay(count - sent)
+                        continue
                 data = os.pread(descriptor, min(self._piece, count - sent), offset + sent)
-            except OSError:
-                if sent:
-                    break  # it will be as unreadable the next time
-                raise
-            if not data:
-                break
-            with self._lock:
-                if not self._transmit(data):
-                    return sent or None
-            sent += len(data)
+                if not data:
+                    break
+                with self._lock:
+                    if not self._transmit(data):
+                        return sent or None
+                sent += len(data)
+        except OSError:
+            if not sent:
+                raise  # as above; a file will be as unreadable the next time
         return sent
 
     def _pay(self, most: int) -> int:
