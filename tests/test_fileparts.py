@@ -450,7 +450,6 @@ def test_a_file_that_is_replaced_or_removed_while_it_is_sent_is_sent_to_its_end(
         assert edge.cuts == []
 
 
-@pytest.mark.usefixtures("transport")
 def test_a_crowd_that_has_its_files_changed_is_one_line_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -962,6 +962,7 @@ VALID_REQUESTS = {
 }
 
 
+@pytest.mark.plain_only("of what an app is given and gives")
 @pytest.mark.parametrize("app", VALIDATED, ids=lambda app: getattr(app, "__name__", "flask"))
 @pytest.mark.parametrize("request_", VALID_REQUESTS.values(), ids=VALID_REQUESTS)
 def test_the_validator_finds_nothing(
