@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -292,11 +293,47 @@ def test_a_ca_without_renewal_information_is_renewed_at_a_third(ca: ScriptedCA, 
     assert ["replaces" in each for each in ca.sent_to("/order")] == [False]
 
 
-def test_an_expired_certificate_is_not_handed_over_and_replaced(ca: ScriptedCA, tmp_path: Path) -> None:
+def test_an_expired_certificate_is_not_handed_over_and_replaced(
+    ca: ScriptedCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hardserve.acme")
     put(ca, tmp_path / "state", days=(-90, -1))
     with managing(ca, tmp_path / "state") as (manager, installed):
         eventually(lambda: len(installed) == 1)
         assert manager.status()[0].days_left(time.time()) > 50
+    assert "ordering a certificate for example.org: it has expired" in caplog.messages
+
+
+def test_a_name_that_the_certificate_is_not_for_is_said_until_it_is(
+    ca: ScriptedCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hardserve.acme")
+    put(ca, tmp_path / "state")
+    names = (*NAMES, "www.example.org", "third.example.org")
+    settings = AcmeSettings(names, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
+    ca.script["/order"] = [problem(403, "nobodyKnows", "not now")]
+    manager = Manager(settings, tmp_path / "state", Challenges(), lambda *_: None)
+    assert manager.take()
+    missing = "not for www.example.org, third.example.org"
+    assert caplog.messages == [f"the certificate for example.org is {missing}: another one will be ordered"]
+    manager.start()
+    eventually(lambda: "not now" in manager.status()[0].error)
+    assert manager.stop(time.monotonic() + 30)
+    ordering, failed = caplog.messages[1:]
+    assert ordering == f"ordering a certificate for {', '.join(names)}: the one there is, is {missing}"
+    assert f" days left, and is {missing}; next attempt " in failed
+
+
+def test_terms_that_are_to_be_agreed_to_are_named_with_the_setting(ca: ScriptedCA, tmp_path: Path) -> None:
+    terms = "https://ca.example/terms"
+    directory = {**ca._usual("/dir", None).body, "meta": {"termsOfService": terms}}  # type: ignore[dict-item]
+    ca.script["/dir"] = [Reply(200, directory)]
+    with managing(ca, tmp_path / "state") as (manager, _):
+        eventually(lambda: manager.status()[0].failures)
+        eventually(lambda: terms in manager.status()[0].error)
+        error = manager.status()[0].error
+    assert error == f"its terms of service must be agreed to (--acme-agree on): {terms}"
+    assert ca.sent_to("/account") == []
 
 
 OTHER = pki.new_key()

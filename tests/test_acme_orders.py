@@ -37,6 +37,8 @@ DNS = Challenge("dns-01", "https://ca/3", "pending", "token", "token.thumb")
 OPEN = Authorization("https://ca/a", "a.example", "pending", (DNS, TLS, HTTP), None)
 PROVEN = replace(OPEN, url="https://ca/b", name="b.example", status="valid")
 REFUSED = replace(OPEN, status="invalid", problem=Problem("connection", "nobody there (connection)"))
+BY_HTTP = replace(REFUSED, challenges=(DNS, TLS, replace(HTTP, status="invalid")))
+BY_TLS = replace(REFUSED, challenges=(DNS, replace(TLS, status="invalid"), HTTP))
 ORDER = OrderState("https://ca/o", "pending", ("https://ca/a", "https://ca/b"), "https://ca/f", "", None)
 
 
@@ -55,6 +57,37 @@ ORDER = OrderState("https://ca/o", "pending", ("https://ca/a", "https://ca/b"), 
             [],
             GiveUp("a.example could not be proven: nobody there (connection)", "unproven", "connection"),
             id="a name that was refused is the reason",
+        ),
+        pytest.param(
+            ORDER,
+            [BY_HTTP],
+            [],
+            GiveUp(
+                "a.example could not be proven by http-01 (does the name point to this machine, and does port 80 reach "
+                "it?): nobody there (connection)",
+                "unproven",
+                "connection",
+            ),
+            id="what to look at for http-01",
+        ),
+        pytest.param(
+            ORDER,
+            [BY_TLS],
+            [],
+            GiveUp(
+                "a.example could not be proven by tls-alpn-01 (does the name point to this machine, and does port 443 "
+                "reach it?): nobody there (connection)",
+                "unproven",
+                "connection",
+            ),
+            id="what to look at for tls-alpn-01",
+        ),
+        pytest.param(
+            ORDER,
+            [replace(BY_HTTP, problem=Problem("caa", "a record forbids it (caa)"))],
+            [],
+            GiveUp("a.example could not be proven by http-01: a record forbids it (caa)", "unproven", "caa"),
+            id="where it does not matter who answers",
         ),
         pytest.param(
             ORDER,

@@ -42,9 +42,21 @@ LATE = NOW + 60 * DAY  # with less than a third left
         pytest.param(HELD, ASKED, NOW, Wait(NOW + 6 * HOUR), id="the CA is asked again when it said"),
         pytest.param(HELD, ASKED, NOW + 6 * HOUR, Ask(), id="and then it is"),
         pytest.param(HELD, ASKED, LATE, Order("a third of its lifetime is left"), id="a third is left"),
-        pytest.param(HELD, ASKED, NOW + 100 * DAY, Order("a third of its lifetime is left"), id="it has expired"),
+        pytest.param(HELD, ASKED, NOW + 80 * DAY - 1, Order("a third of its lifetime is left"), id="its last second"),
+        pytest.param(HELD, ASKED, NOW + 80 * DAY, Order("it has expired"), id="it has expired"),
         pytest.param(
-            replace(HELD, names=("a.example",)), ASKED, NOW, Order("names were added"), id="a name is missing"
+            HELD,
+            replace(ASKED, window=(NOW + 90 * DAY, NOW + 91 * DAY)),
+            NOW + 81 * DAY,
+            Order("it has expired"),
+            id="it has expired, whatever the CA suggests",
+        ),
+        pytest.param(
+            replace(HELD, names=("a.example",)),
+            ASKED,
+            NOW,
+            Order("the one there is, is not for b.example"),
+            id="a name is missing",
         ),
         pytest.param(
             replace(HELD, names=("b.example", "c.example", "a.example")),
@@ -154,14 +166,15 @@ def test_a_renewal_is_at_most_a_thirtieth_earlier_than_a_third_and_never_later(
     version: str, lifetime: float, start: float
 ) -> None:
     held = Held(version, WANTED.names, CA, start, start + lifetime)
-    _, due = schedule.due_at(WANTED, held, Schedule())
+    why, due = schedule.due_at(WANTED, held, Schedule(), start)
     left = (held.not_after - due) / held.lifetime
     assert 1 / 3 - 1e-5 <= left <= 1 / 3 + 1 / 30 + 1e-5
-    assert schedule.due_at(WANTED, held, Schedule()) == schedule.due_at(WANTED, held, Schedule(failures=3))
+    assert (why, due) == schedule.due_at(WANTED, held, Schedule(failures=3), start)
 
 
 def test_certificates_of_the_same_hour_are_not_renewed_at_the_same_hour() -> None:
-    due = {round(schedule.due_at(WANTED, replace(HELD, version=str(n)), Schedule())[1] / HOUR) for n in range(200)}
+    held = [replace(HELD, version=str(number)) for number in range(200)]
+    due = {round(schedule.due_at(WANTED, each, Schedule(), NOW)[1] / HOUR) for each in held}
     assert len(due) > 60
 
 
@@ -170,7 +183,7 @@ def test_the_moment_in_a_window_is_inside_it_and_always_the_same(version: str, s
     held = replace(HELD, version=version)
     window = (NOW + start * DAY, NOW + (start + length) * DAY)
     kept = Schedule(asked=version, window=window)
-    _, due = schedule.due_at(WANTED, held, kept)
+    _, due = schedule.due_at(WANTED, held, kept, NOW)
     latest = held.not_after - held.lifetime / 10
     assert min(window[0], latest) <= due <= min(window[1], latest)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,13 +18,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hardserve.configfiles import SettingsError
+from hardserve.options import from_keywords
+from hardserve.securing import secured_by
 from hardserve.tls.acme import pki
 from hardserve.tls.acme.schedule import Schedule
 from hardserve.tls.acme.state import Account, PendingOrder, StateDirectory
+from hardserve.tls.pemfiles import user_name
 from tests.conftest import REPOSITORY
 from tests.pebble import Authority, Reply, ScriptedCA, make_authority, scripted_ca
 from tests.support import PATIENCE_S
 
+NOBODY = 65_534
 NAMES = ("a.example", "b.example")
 ABOUT = {"directory": "https://ca.example/dir", "challenge": "http-01"}
 ACCOUNT = Account("https://ca.example/dir", "key", "https://ca.example/1", "a@example.org", "kid")
@@ -374,3 +380,59 @@ def test_a_process_that_is_killed_is_continued_by_the_next_one(
             process.stdin.close()
             process.stdout.close()
             process.wait(PATIENCE_S)
+
+
+# Of somebody else.
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+@pytest.mark.parametrize(
+    ("whose", "keywords"),
+    [
+        ("", {"tls_domain": ["example.org"], "acme_agree": "on"}),
+        ("acme", {"tls_domain": ["example.org"], "acme_agree": "on"}),
+        ("temporary", {"tls_domain": ["example.org"], "acme_agree": "on"}),
+        ("", {"tls": "self-signed"}),
+        ("self-signed", {"tls": "self-signed"}),
+    ],
+    ids=["with a domain", "the CA's part", "the temporary one's part", "self-signed", "the self-signed one's part"],
+)
+def test_a_directory_of_another_user_stops_the_start(whose: str, keywords: dict[str, Any], mode: int) -> None:
+    """It will not become ours by waiting, and whoever starts the server is there to be told."""
+    with tempfile.TemporaryDirectory() as above:
+        os.chmod(above, 0o755)
+        state = Path(above, "state")
+        state.mkdir()
+        os.chown(state, NOBODY, -1)
+        (state / whose).mkdir(exist_ok=True)
+        os.chown(state / whose, 0, 0)
+        (state / whose).chmod(mode)
+        of_ours, of_others = (
+            from_keywords(tls_state=str(path), bind=["127.0.0.1:0"], redirect=[], **keywords)
+            for path in (Path(above, "ours"), state)
+        )
+        secured_by(of_ours, (), {})  # which also imports all that it takes: another user may not read that
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(SettingsError) as caught:
+                secured_by(of_others, (), {})
+        finally:
+            os.seteuid(0)
+    (problem,) = caught.value.problems
+    if mode == 0o755 and whose in ("temporary", "self-signed"):
+        assert problem == f"{state / whose} belongs to another user, so a key kept there would be theirs, too"
+    else:
+        assert problem == (
+            f"certificates cannot be kept in {state / whose} by user {user_name(NOBODY)}: Permission denied; "
+            "tls.state can name another directory"
+        )
+
+
+def test_what_is_no_directory_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("in the way")
+    settings = from_keywords(tls="self-signed", tls_state=str(tmp_path / "state"), bind=["127.0.0.1:0"])
+    with pytest.raises(SettingsError) as caught:
+        secured_by(settings, (), {})
+    said = f"certificates cannot be kept in {tmp_path / 'state'}: Not a directory; tls.state can name another directory"
+    assert list(caught.value.problems) == [said]

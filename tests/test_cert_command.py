@@ -38,6 +38,7 @@ from hardserve.tls import selfsigned
 from hardserve.tls.acme.manager import _digest
 from hardserve.tls.acme.settings import LETS_ENCRYPT, LETS_ENCRYPT_STAGING, AcmeSettings
 from hardserve.tls.acme.state import StateDirectory
+from hardserve.tls.pemfiles import user_name
 from hardserve.tls.policy import PairFiles
 from tests.certs import DAY_S, Authority, Made, client_context, self_signed
 from tests.conftest import StartCommand
@@ -271,7 +272,7 @@ def test_looking_makes_nothing(run: Run, tmp_path: Path) -> None:
     directory = tmp_path / "home" / ".local" / "state" / "hardserve" / "self-signed"
     assert f"there is none in {directory} yet" in done.out
     assert "name it with --tls-state" in done.out
-    done = run("cert", "--tls-domain", "a.test", "--acme-agree", "on", "--json")
+    done = run("cert", "--tls-domain", "example.org", "--acme-agree", "on", "--json")
     assert done.code == 1
     assert contents(tmp_path) == before
 
@@ -358,7 +359,9 @@ def test_a_place_where_we_may_not_look() -> None:
         with without_rights(own, of_ca):
             holdings = of_our_own(own, ["a.test"], time.time()), of_authority(ACME, of_ca, time.time())
     for each in holdings:
-        assert any("Permission denied" in problem for problem in each.problems)
+        who = user_name(NOBODY if os.geteuid() == 0 else os.geteuid())
+        assert any(f"cannot be read by user {who}: Permission denied" in problem for problem in each.problems)
+        assert any("run this as the user that the server runs as" in warning for warning in each.warnings)
         assert each.renewal is None
         assert "renewal" not in rows(in_words([each], 0.0))
 
@@ -381,15 +384,16 @@ def failing(state: StateDirectory, **about: Any) -> None:
 
 
 def test_from_a_ca(run: Run, tmp_path: Path) -> None:
-    made = leaf("a.test", "www.a.test")
+    made = leaf("example.org", "www.example.org")
     installed(tmp_path / "state" / "acme", made)
     before = contents(tmp_path)
-    done = run("cert", "--tls-domain", "a.test", "--acme-agree", "on", "--tls-state", "./state")
+    done = run("cert", "--tls-domain", "example.org", "--acme-agree", "on", "--tls-state", "./state")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[0] == f"from the CA at {LETS_ENCRYPT}"
     shown = rows(done.out)
-    assert shown["for"] == "a.test, www.a.test"
+    assert shown["for"] == "example.org, www.example.org"
     assert "wanted for" not in shown
+    assert "warning" not in shown  # of the chain, which is the CA's
     assert shown["SHA-256"] == made.fingerprint
     assert shown["certificate"].startswith(f"{tmp_path}/state/acme/certificates/")
     assert shown["key"].endswith("/key.pem, which fits")
@@ -427,17 +431,24 @@ def test_a_first_order_that_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("acme", "why"),
+    ("acme", "why", "problems"),
     [
-        (AcmeSettings(("a.test", "b.test"), agree=True), "names were added"),
-        (AcmeSettings(("a.test",), agree=True, directory=LETS_ENCRYPT_STAGING), "another CA was chosen"),
+        (
+            AcmeSettings(("a.test", "b.test"), agree=True),
+            "the one there is, is not for b.test",
+            ["it is not for b.test"],
+        ),
+        (AcmeSettings(("a.test",), agree=True, directory=LETS_ENCRYPT_STAGING), "another CA was chosen", []),
     ],
+    ids=["a name more", "another CA"],
 )
-def test_settings_that_changed(tmp_path: Path, acme: AcmeSettings, why: str) -> None:
+def test_settings_that_changed(tmp_path: Path, acme: AcmeSettings, why: str, problems: list[str]) -> None:
+    """Until there is another certificate, clients of the new name are served one that is not for it."""
     installed(tmp_path, leaf("a.test"))
     now = time.time()
     holding = of_authority(acme, tmp_path, now)
-    assert is_good([holding])
+    assert list(holding.problems) == problems
+    assert is_good([holding]) is not bool(problems)
     assert holding.authority == LETS_ENCRYPT
     shown = rows(in_words([holding], now))
     assert shown["renewal"] == f"now, or as soon as a server runs: {why}"
@@ -482,7 +493,7 @@ def test_json_has_the_same_keys_whatever_there_is(run: Run, tmp_path: Path) -> N
         files = spoilt(tmp_path / str(number), how)
         tables.append(f'[[certificate]]\ncertificate = "{files.certificate}"\nkey = "{files.key}"\n')
     (tmp_path / "hardserve.toml").write_text("".join(tables))
-    done = run("cert", "--json", "--tls-domain", "a.test", "--acme-agree", "on")
+    done = run("cert", "--json", "--tls-domain", "example.org", "--acme-agree", "on")
     assert (done.code, done.err) == (1, "")
     document = json.loads(done.out)
     assert tuple(document) == MARKS
@@ -490,7 +501,7 @@ def test_json_has_the_same_keys_whatever_there_is(run: Run, tmp_path: Path) -> N
     of_ca, good, missing, expired = document["certificates"]
     assert of_ca["source"] == "acme"
     assert of_ca["authority"] == LETS_ENCRYPT
-    assert (of_ca["wanted"], of_ca["names"], of_ca["renewal_reason"]) == (["a.test"], [], "there is none")
+    assert (of_ca["wanted"], of_ca["names"], of_ca["renewal_reason"]) == (["example.org"], [], "there is none")
     assert good["source"] == "file"
     assert (good["key_fits"], good["self_signed"], good["issuer"]) == (True, False, "The Issuer")
     assert (good["problems"], good["next_renewal"]) == ([], None)
@@ -564,10 +575,14 @@ def test_a_running_server_makes_its_own_anew(run: Run, tmp_path: Path, start_com
                         renewed = run("cert", "--renew", *given)
                         assert (renewed.code, renewed.err) == (0, "")
                         first, *others = renewed.out.splitlines()
-                        assert first == "a new self-signed certificate was made: a new one was asked for"
+                        assert first.startswith(
+                            "a new self-signed certificate was made: a new one was asked for; SHA-256 "
+                        )
+                        made = first.rpartition(" ")[2]
                         assert not others or "was replaced" in others[0]
                 assert open_one.get("/").body == b"hello"
-            assert shown[0] != shown[1]
+            assert shown[0] != shown[1] == made
+            assert "WARNING" not in command.output
 
 
 def _connected(port: int) -> socket.socket:

@@ -25,11 +25,13 @@ from hardserve.tls.pemfiles import (
     permission_problems,
     read,
     signature,
+    user_name,
 )
 from hardserve.tls.policy import PairFiles, server_context
 from tests.certs import Authority, Made, handshake, self_signed
 
 NOW = 0.0
+OWN_ROOT = "if that is your own root, install it on the clients; else append what is missing"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -450,11 +452,49 @@ def test_a_missing_intermediate(issuer: Authority, tmp_path: Path) -> None:
     files.certificate.write_text(made.pem)
     said = (
         f'{files.certificate} holds the server\'s own certificate and not that of its issuer, "Test Issuer", which is '
-        "no root of this machine's: clients that do not know it will refuse; "
+        "no root of this machine's: "
     )
-    assert load(files, NOW).warnings == (f"{said}append what is missing",)
-    (tmp_path / "fullchain.pem").write_text(made.chain_pem)  # as certbot has it
-    assert load(files, NOW).warnings == (f"{said}use {tmp_path / 'fullchain.pem'}",)
+    assert load(files, NOW).warnings == (f"{said}{OWN_ROOT}",)
+    full = tmp_path / "fullchain.pem"
+    full.write_text(made.chain_pem)  # as certbot has it
+    assert load(files, NOW).warnings == (f"{said}clients that do not know it will refuse; use {full}",)
+
+
+@pytest.mark.parametrize("what", ["another one", "the same and no more", "no certificate", "too much", "a directory"])
+def test_a_fuller_chain_is_one_of_the_same_certificate(issuer: Authority, tmp_path: Path, what: str) -> None:
+    made = issuer.leaf("a.test")
+    files = made.write(tmp_path, "cert")
+    files.certificate.write_text(made.pem)
+    full = tmp_path / "fullchain.pem"
+    if what == "a directory":
+        full.mkdir()
+    else:
+        texts = {
+            "another one": issuer.leaf("a.test").chain_pem,
+            "the same and no more": made.pem,
+            "no certificate": "",
+            "too much": made.chain_pem + "#" * MAX_CERTIFICATE_BYTES,
+        }
+        full.write_text(texts[what])
+    (warning,) = load(files, NOW).warnings
+    assert warning.endswith(f"which is no root of this machine's: {OWN_ROOT}")
+
+
+def test_a_chain_up_to_a_root_of_ones_own(tmp_path: Path) -> None:
+    """It may be complete: nothing in it tells a company's root from a public intermediate."""
+    files = Authority("Own Root").intermediate("Own Issuer").leaf("a.test").write(tmp_path)
+    said = f'the chain in {files.certificate} ends below "Own Root", which is no root of this machine\'s: {OWN_ROOT}'
+    assert load(files, NOW).warnings == (said,)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_of_the_chain_that_a_ca_has_given_nothing_is_said(tmp_path: Path, complete: bool) -> None:
+    made = Authority("Own Root").intermediate("Own Issuer").leaf("a.test")
+    files = made.write(tmp_path)
+    if not complete:
+        files.certificate.write_text(made.pem)
+    assert load(files, NOW).warnings != ()
+    assert load(dataclasses.replace(files, issued=True), NOW).warnings == ()
 
 
 def test_a_missing_one_higher_up(issuer: Authority, tmp_path: Path) -> None:
@@ -653,8 +693,7 @@ def test_everybody_may_not_read_the_passphrase(issuer: Authority, tmp_path: Path
 def test_a_key_that_cannot_be_read() -> None:
     """Pure, since these tests may be run by root, who can read everything."""
     said = _unreadable(Path("/k"), PermissionError(13, "Permission denied"))
-    assert said.startswith("/k cannot be read by user ")
-    assert said.endswith(", who this server runs as: Permission denied")
+    assert said == f"/k cannot be read by user {user_name(os.geteuid())}: Permission denied"
 
 
 def test_a_change_while_it_is_read_is_noticed(issuer: Authority, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hardserve.tls.store import (
     TICKET_KEYS_S,
     WARN_DAYS,
     CertificateStore,
+    Success,
     UnknownNames,
     threshold,
 )
@@ -194,6 +195,7 @@ def test_a_replaced_pair_is_served_from_then_on(root: Authority, tmp_path: Path)
     new.write(tmp_path)
     (said,) = store.reload(NOW)
     assert said.startswith(f"the certificate in {files.certificate} was replaced: for b.test, c.test, until 20")
+    assert isinstance(said, Success)
     assert served_by(store.context, "c.test") == new.fingerprint
     assert store.reload(NOW + 1) == []
 
@@ -457,7 +459,9 @@ def test_client_ca_is_replaced(root: Authority, tmp_path: Path) -> None:
     assert handshake(store.context, old, "a.test").server.getpeercert()
 
     ca.write_text(successor.pem)
-    assert store.reload(NOW + 2) == [f"client_ca: {ca} was replaced"]
+    (said,) = store.reload(NOW + 2)
+    assert said == f"client_ca: {ca} was replaced"
+    assert isinstance(said, Success)
     assert handshake(store.context, new, "a.test").server.getpeercert()
     # Nor does a session help whom the former authority had signed.
     for session in (None, first.client.session):

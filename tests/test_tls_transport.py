@@ -700,7 +700,6 @@ def test_only_steps_with_a_private_key_are_left_to_others(server: ssl.SSLContext
         assert count_steps(pair, client_context(version=version)) == steps
 
 
-
 def test_after_a_retry_the_key_is_still_to_be_used(tmp_path: Path) -> None:
     context = new_server(tmp_path)
     context.set_ecdh_curve("secp384r1")  # no client guesses that

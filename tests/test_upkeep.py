@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hardserve.tls import upkeep
-from hardserve.tls.store import CertificateStore
-from hardserve.tls.upkeep import Renew, Upkeep
+from hardserve.tls.store import SETTLE_S, CertificateStore, Success
+from hardserve.tls.upkeep import Renew, Upkeep, tell
 from tests.certs import Authority
 from tests.support import PATIENCE_S
 from tests.test_http import eventually
@@ -64,6 +65,29 @@ def test_an_end_that_is_near_is_said_once_a_day_at_most(tmp_path: Path, caplog: 
         eventually(lambda: "expires in 2 days" in caplog.text)
     upkept.stop(time.monotonic() + PATIENCE_S)
     assert caplog.text.count("expires in 2 days") == 1
+
+
+def test_a_success_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is called when there is a warning is not called for a renewal."""
+    caplog.set_level(logging.INFO, "hardserve.tls")
+    authority = Authority()
+    files = authority.leaf("a.example").write(tmp_path)
+    store = CertificateStore([files])
+    store.load(time.time())
+    loop = Loop()
+    upkept = Upkeep(store, loop.post, loop.plan, renew=lambda _: [Success("a new one was made"), "it was late"])
+    authority.leaf("b.example").write(tmp_path)
+    upkept._look()
+    files.certificate.unlink()
+    authority.leaf("b.example").write(tmp_path, "other")
+    tell(store.reload(time.time()) + store.reload(time.time() + SETTLE_S))
+    said = [(record.levelname, record.getMessage().partition(" in ")[0]) for record in caplog.records]
+    replaced = [record.levelname for record in caplog.records if "was replaced: for b.example" in record.getMessage()]
+    assert replaced == ["INFO"]
+    assert ("INFO", "a new one was made") in said
+    assert ("WARNING", "it was late") in said
+    assert ("WARNING", "what is now") in said
+    upkept.stop(time.monotonic() + PATIENCE_S)
 
 
 def test_what_is_our_own_is_renewed_once_a_day_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

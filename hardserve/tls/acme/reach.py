@@ -69,9 +69,10 @@ def _of(cause: BaseException, now: float) -> str:
 
 
 def _of_tls(error: ssl.SSLError) -> str:
-    if error.reason == "NO_CERTIFICATE_OR_CRL_FOUND":
+    reason = getattr(error, "reason", None)  # only where OpenSSL has made it
+    if reason == "NO_CERTIFICATE_OR_CRL_FOUND":
         return "acme.ca_file holds no certificate"
-    return f"TLS: {(error.reason or error.strerror or 'no handshake').lower().replace('_', ' ')}"
+    return f"TLS: {(reason or error.strerror or 'no handshake').lower().replace('_', ' ')}"
 
 
 def _of_kind(cause: BaseException) -> str:
@@ -86,11 +87,12 @@ def _of_kind(cause: BaseException) -> str:
 
 
 def _of_certificate(error: ssl.SSLCertVerificationError, now: float) -> str:
-    if error.verify_code in _UNKNOWN_ISSUER:
+    code = getattr(error, "verify_code", 0)
+    if code in _UNKNOWN_ISSUER:
         return "its certificate is not trusted here: acme.ca_file names the root of a CA of your own"
-    if error.verify_code in (_NOT_YET_VALID, _EXPIRED):
-        state = "has expired" if error.verify_code == _EXPIRED else "is not valid yet"
+    if code in (_NOT_YET_VALID, _EXPIRED):
+        state = "has expired" if code == _EXPIRED else "is not valid yet"
         return f"its certificate {state}, by this machine's clock: {minute(now)}"
-    if error.verify_code in (_OTHER_NAME, _OTHER_ADDRESS):
+    if code in (_OTHER_NAME, _OTHER_ADDRESS):
         return "its certificate is for another name"
-    return f"its certificate is not taken: {error.verify_message}"
+    return f"its certificate is not taken: {getattr(error, 'verify_message', '') or code}"
