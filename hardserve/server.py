@@ -26,25 +26,22 @@ from hardserve.checks.offload import Offload
 from hardserve.configfiles import SettingsError
 from hardserve.edge.admission import Peers
 from hardserve.edge.budget import Budget
-from hardserve.edge.challenge import ChallengeAnswers, Serve
+from hardserve.edge.challenge import Serve
 from hardserve.edge.clients import Clients
 from hardserve.edge.connection import BUSY, Connection, EdgeContext
 from hardserve.edge.deadlines import Timer
 from hardserve.edge.gate import Gate
-from hardserve.edge.handshaker import Handshaker
 from hardserve.edge.listener import Listener, ListenError, open_listeners
 from hardserve.edge.loop import Loop
 from hardserve.edge.networks import Networks, prefix_key
 from hardserve.edge.parsing import ParserRules, Request
 from hardserve.edge.ratelimit import RateLimiter
 from hardserve.edge.readers import Readers
-from hardserve.edge.redirect import Redirect
 from hardserve.files.mounts import Mounts
 from hardserve.files.sendfile import NotMountedError, Sender
 from hardserve.files.static import FileContext, StaticFiles
 from hardserve.files.storages import Storages
 from hardserve.loader.bodycap import give_body_cap
-from hardserve.loader.cookies import sends_session_in_plain
 from hardserve.loader.hosts import has_proxy_fix, hosts_of
 from hardserve.mounting import mounts_of
 from hardserve.ops.accesslog import AccessLog
@@ -69,10 +66,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from hardserve.checks.users import Authenticator
+    from hardserve.https import Https
     from hardserve.ops.logs import Logs
-    from hardserve.securing import Secured
     from hardserve.settings import Settings
-    from hardserve.tls.upkeep import Upkeep
 
 logger = logging.getLogger("hardserve")
 
@@ -89,9 +85,6 @@ LET_GO_S = 20e-6
 # Requests that may wait for a file thread, and files that may wait to be compressed.
 WAITING_FILES = 4096
 WAITING_COMPRESSIONS = 256
-
-# Threads that compute handshakes. The interpreter lock is let go of meanwhile, and the I/O thread needs a core, too.
-HANDSHAKE_THREADS = 2
 
 
 Job = tuple[Connection, Request]  # a complete request, and where its answer goes
@@ -135,9 +128,7 @@ class Server:
         self._storages = Storages(settings.files.readers, WAITING_FILES)
         self._compression_pool = Pool("compress", 1, WAITING_COMPRESSIONS)
         self._served_hosts: Sequence[str] = ()
-        self._secured: Secured | None = None  # None where there is no TLS
-        self._upkeep: Upkeep | None = None
-        self._handshake_pool = Pool("tls", HANDSHAKE_THREADS, 2 * HANDSHAKE_THREADS)
+        self._https: Https | None = None
         self._offload: Offload
         self._max_open_files = FILES_AT_LEAST
         self._loop: Loop
@@ -162,7 +153,7 @@ class Server:
     @property
     def certificate(self) -> str:
         """What an operator is told of the certificate, "" where there is none."""
-        return "" if self._secured is None else self._secured.about
+        return "" if self._https is None else self._https.about
 
     @property
     def files(self) -> list[str]:
@@ -188,9 +179,7 @@ class Server:
         clients = Clients(limits.client_connections, limits.client_connection_rate)
         peers = Peers(self._trusted, limits.ipv6_prefix, self._record.is_banned)
         connections = self._max_connections()
-        secured = self._secured
-        tls = None if secured is None else lambda: secured.store.context
-        choose = None if secured is None or secured.challenges is None else secured.context_for
+        tls, choose = (None, None) if self._https is None else (self._https.context, self._https.choose)
         self._loop = self._record.loop = Loop(self._listeners, connections, clients, peers, tls, choose)
         self._max_open_files = max(FILES_AT_LEAST, self._descriptors() - connections - SPARE_DESCRIPTORS)
         half = max(1, self.settings.server.threads // 2)
@@ -202,20 +191,15 @@ class Server:
             if self.settings.has_certificate:
                 logger.warning("server.tls is off: the certificate is not used, and everything is in plain")
         else:
-            from hardserve.securing import secured_by  # noqa: PLC0415  # who has a proxy for it needs none of it
+            from hardserve.https import Https  # noqa: PLC0415  # who has a proxy for it needs none of it
 
-            self._secured = secured_by(self.settings, self._served_hosts, os.environ)
-            if sends_session_in_plain(self._app):
-                logger.warning(
-                    "the app's SESSION_COOKIE_SECURE is off, so browsers send the session's cookie in plain HTTP, too: "
-                    "set it to True"
-                )
+            self._https = Https(self.settings, self._served_hosts, self._app)
 
     def _listen(self) -> None:
         server = self.settings.server
         try:
             for address in server.bind:
-                self._listeners += open_listeners(address, server.backlog, tls=self._secured is not None)
+                self._listeners += open_listeners(address, server.backlog, tls=self._https is not None)
             for address in server.redirect:
                 self._listeners += open_listeners(address, server.backlog, redirects=True)
         except ListenError:
@@ -223,36 +207,10 @@ class Server:
                 listener.close()
             raise
 
-    def _make_handshaker(self) -> Handshaker:
-        return Handshaker(
-            self._handshake_pool,
-            HANDSHAKE_THREADS,
-            self._loop.post,
-            self._loop.plan,
-            per_second=self.settings.tls.handshake_rate,
-        )
-
-    def _begin_upkeep(self, secured: Secured) -> None:
-        """Have the certificates be looked after."""
-        from hardserve.tls.upkeep import Upkeep  # noqa: PLC0415  # as above
-
-        self._upkeep = Upkeep(secured.store, self._loop.post, self._loop.plan, renew=secured.renew)
-        self._loop.post(self._upkeep.begin)
-
     def look_at_certificates(self) -> None:
         """Take certificates that have been replaced, now and not in some seconds. Any thread, and signal handlers."""
-        if self._upkeep is not None:
-            self._upkeep.look()
-
-    def _make_redirect(self) -> Redirect | None:
-        secured = self._secured
-        if secured is None or not self.settings.server.redirect:
-            return None
-        bound = next((each.port for each in self._listeners if each.tls and each.port), "")
-        port = str(self.settings.server.redirect_port or bound)
-        hosts = self._served_hosts
-        # Where the operator has said which hosts are served, nobody gets as far with another one.
-        return Redirect(port, (lambda _host: True) if hosts and "*" not in hosts else secured.has)
+        if self._https is not None:
+            self._https.look()
 
     def _check_storage(self) -> None:
         if self.settings.rate_limiting.storage != "memory":
@@ -309,7 +267,8 @@ class Server:
             auth=self._authenticator,
             checks=self._offload,
         )
-        gate.redirect = self._make_redirect()
+        if self._https is not None:
+            self._https.guard(gate, self._listeners)
         if files is not None:
             gate.file_refusal = files.refuses_body
         return gate
@@ -405,9 +364,8 @@ class Server:
         files = self._make_files()
         gate = self._make_gate(files)
         serve_file: Serve | None = None if files is None else files.serve
-        if self._secured is not None and self._secured.challenges is not None:
-            answers = ChallengeAnswers(self._secured.challenges.answer, self._date, self._record.outcome, serve_file)
-            gate.is_challenge, serve_file = answers.expects, answers.serve
+        if self._https is not None:
+            serve_file = self._https.answering(gate, self._date, self._record.outcome, serve_file)
         self._say_what_proxy_fix_does()
         self._app_ctx = AppContext(
             self._app,
@@ -445,12 +403,8 @@ class Server:
             log_handshake=self._record.handshake,
             tls_fields=hsts_line(hsts_of(settings.tls)),
         )
-        if self._secured is not None:
-            ctx.secure = self._loop.secure
-            ctx.compute = self._make_handshaker().submit
-            self._begin_upkeep(self._secured)
-            if self._secured.manager is not None:
-                self._secured.manager.start()
+        if self._https is not None:
+            self._https.begin(ctx, self._loop)
         self._workers.start()
         self._offload.start()
         if ready is not None:
@@ -484,14 +438,9 @@ class Server:
 
     def _renew(self, _arguments: Mapping[str, object]) -> list[str]:
         """Renew certificates, and return what an operator should know. Control thread."""
-        if self._secured is None:
+        if self._https is None:
             raise CommandError("this server speaks plain HTTP: there is no certificate to renew")
-        from hardserve.tls.pemfiles import CertificateError  # noqa: PLC0415  # as above
-
-        try:
-            return self._secured.renew_now()
-        except CertificateError as error:
-            raise CommandError("; ".join(error.problems)) from None
+        return self._https.renew()
 
     @property
     def healthy(self) -> bool:
@@ -516,11 +465,8 @@ class Server:
         self._offload.stop(until)
         self._storages.stop(until)
         self._compression_pool.stop(until)
-        self._handshake_pool.stop(until)
-        if self._upkeep is not None:
-            self._upkeep.stop(until)
-        if self._secured is not None and self._secured.manager is not None:
-            self._secured.manager.stop(until)
+        if self._https is not None:
+            self._https.stop(until)
 
     def stop(self) -> None:
         """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""

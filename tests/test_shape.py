@@ -45,10 +45,11 @@ ALLOWED: dict[str, set[str]] = {
     "demo": EVERYBODYS,
     "mounting": EVERYBODYS | {"configfiles", "files", "loader"},
     "securing": EVERYBODYS | {"configfiles", "tls"},
+    "https": EVERYBODYS | {"securing", "tls", "edge", "loader", "ops"},
     "cert": EVERYBODYS | {"configfiles", "securing", "tls"},
     "record": EVERYBODYS | {"edge", "ops", "wsgi"},
     "server": EVERYBODYS
-    | {"mounting", "record", "securing", "tls"}
+    | {"https", "mounting", "record"}
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
     "cli": EVERYBODYS
     | {"cert", "describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
