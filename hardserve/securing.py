@@ -307,14 +307,9 @@ class Acme:
 
     def first(self, now: float) -> list[PairFiles]:
         """Return what to begin with: what the CA has issued before, or else a temporary one."""
-        if self.manager.take() and self._pair is not None:
-            try:
-                certificates.load(self._pair, now)
-            except CertificateError as error:
-                logger.warning("what the CA has issued cannot be served: %s", "; ".join(error.problems))
-            else:
-                return [self._pair]
         try:
+            if self.manager.take() and self._pair is not None:
+                return [self._pair]
             self.manager.check()
         except PermissionError as error:
             raise _not_kept(self._directory, error) from None
@@ -325,8 +320,15 @@ class Acme:
         self._store, self._others = store, others
 
     def _installed(self, certificate: Path, key: Path) -> None:
-        """ACME thread, and the main thread in `first`. Raises CertificateError."""
-        self._pair = PairFiles(certificate, key, issued=True)
+        """ACME thread, and the main thread in `first`. Raises CertificateError, `passing` if others are to blame."""
+        pair = PairFiles(certificate, key, issued=True)
+        now = time.time()
+        certificates.load(pair, now)
         if self._store is not None:
-            for warning in self._store.use([self._pair, *self._others], time.time()):
+            try:
+                warnings = self._store.use([pair, *self._others], now)
+            except CertificateError as error:
+                raise CertificateError(error.problems, passing=True) from error
+            for warning in warnings:
                 logger.warning("%s", warning)
+        self._pair = pair

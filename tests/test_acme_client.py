@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardserve.tls.acme import pki
+from hardserve.tls.acme import answers, pki
 from hardserve.tls.acme.challenges import Challenges
 from hardserve.tls.acme.client import AcmeError, Client, one_line, retry_after_s
 from hardserve.tls.acme.manager import Manager
 from hardserve.tls.acme.schedule import DAY, HOUR, Held
 from hardserve.tls.acme.settings import AcmeSettings, Pace
 from hardserve.tls.acme.state import StateDirectory
-from tests.pebble import Reply, ScriptedCA, problem, scripted_ca
+from hardserve.tls.certificates import CertificateError
+from tests.pebble import Reply, ScriptedCA, make_authority, problem, scripted_ca
+from tests.support import PATIENCE_S
 from tests.test_http import eventually
 
 NAMES = ("example.org",)
@@ -364,6 +371,239 @@ def test_what_was_not_asked_for_is_not_put_in_place(ca: ScriptedCA, tmp_path: Pa
         ca.chain = ca.sign
         manager.renew_now()
         eventually(lambda: len(installed) == 2)
+
+
+def for_clients(ca: ScriptedCA, request: x509.CertificateSigningRequest) -> bytes:
+    """Return what has all that was asked for, and that no client takes from a server."""
+    plain = x509.load_pem_x509_certificate(ca.sign(request))
+    usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH])
+    builder = x509.CertificateBuilder(
+        plain.issuer,
+        plain.subject,
+        request.public_key(),
+        plain.serial_number,
+        plain.not_valid_before_utc.replace(tzinfo=None),
+        plain.not_valid_after_utc.replace(tzinfo=None),
+        [*plain.extensions, x509.Extension(usage.oid, False, usage)],
+    )
+    return builder.sign(ca.authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_what_cannot_be_served_replaces_nothing_and_the_next_order_waits(ca: ScriptedCA, tmp_path: Path) -> None:
+    before = put(ca, tmp_path / "state", days=(-62, 28))
+    ca.chain = lambda request: for_clients(ca, request)
+    state = StateDirectory(tmp_path / "state")
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: "is not one for servers" in manager.status()[0].error)
+        assert (len(installed), state.held(), state.read_order()) == (1, before, None)
+        assert manager.status()[0].next_attempt > time.time() + HOUR - 60
+        ca.chain = ca.sign
+        manager.renew_now()
+        eventually(lambda: len(installed) == 2)
+    assert len(ca.sent_to("/order")) == 2
+
+
+class Server:
+    """Whoever is handed certificates over, and does not take `refused`."""
+
+    def __init__(self, ca: ScriptedCA, state: Path, *, passing: bool = False) -> None:
+        self.state = StateDirectory(state)
+        self.passing = passing
+        self.refuses = False
+        self.served: list[str] = []
+        self.refused: list[str] = []
+        settings = AcmeSettings(NAMES, directory=ca.url, ca_file=ca.ca_file, pace=Pace(look=0.05))
+        self.manager = Manager(settings, state, Challenges(), self._installed)
+
+    def _installed(self, certificate: Path, _: Path) -> None:
+        version = certificate.parent.name
+        if self.refuses or (version in self.refused and not self.passing):
+            self.refused.append(version)
+            raise CertificateError([f"not {'now' if self.passing else version}"], passing=self.passing)
+        self.served.append(version)
+
+
+def test_what_the_server_does_not_take_is_replaced_with_patience_and_what_is_served_stays(
+    ca: ScriptedCA, tmp_path: Path
+) -> None:
+    first = put(ca, tmp_path / "state", days=(-62, 28)).version
+    server = Server(ca, tmp_path / "state")
+    assert server.manager.take()
+    server.refuses = True
+    server.manager.start()
+    for failures in (1, 2, 3):
+        noted = (failures, "the new certificate cannot be served")
+        eventually(
+            lambda as_it=noted: (server.state.read_schedule().failures, server.state.read_schedule().error) == as_it
+        )
+        assert server.state.read_schedule().retry_at > time.time() + failures * HOUR - 60
+        time.sleep(0.3)  # several looks, none of which may become an order
+        assert len(ca.sent_to("/order")) == len(server.refused) == failures
+        assert (tmp_path / "state" / "certificates" / first).is_dir()
+        if failures < 3:
+            server.manager.renew_now()
+    assert server.manager.stop(time.monotonic() + 30)
+    assert server.served == [first]
+
+
+def test_what_others_are_to_blame_for_is_handed_over_later_and_not_ordered_again(
+    ca: ScriptedCA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(ca, tmp_path / "state", passing=True)
+    server.refuses = True
+    assert not server.manager.take()
+    server.manager.start()
+    eventually(lambda: len(server.refused) > 3)
+    server.refuses = False
+    eventually(lambda: len(server.served) == 1)
+    time.sleep(0.2)  # several looks
+    assert server.manager.stop(time.monotonic() + 30)
+    assert set(server.refused) == set(server.served)
+    assert len(server.served) == len(ca.sent_to("/order")) == 1
+    assert caplog.messages.count("what the CA has issued cannot be served: not now") == 1
+
+
+def test_where_what_is_in_place_cannot_be_served_the_one_before_it_is(ca: ScriptedCA, tmp_path: Path) -> None:
+    first = put(ca, tmp_path / "state").version
+    second = put(ca, tmp_path / "state").version
+    server = Server(ca, tmp_path / "state")
+    server.refused = [second]
+    assert server.manager.take()
+    assert server.served == [first]
+    server.manager.start()
+    server.manager._state.tidy(first)
+    time.sleep(0.3)  # several looks: what is served is good for a while yet
+    assert ca.sent_to("/order") == []
+    server.manager.renew_now()
+    eventually(lambda: len(server.served) == 2)
+    assert server.manager.stop(time.monotonic() + 30)
+    assert len(ca.sent_to("/order")) == 1
+
+
+def test_a_ca_whose_windows_have_always_passed_is_asked_for_one_and_no_more(ca: ScriptedCA, tmp_path: Path) -> None:
+    ca.window = ("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z")
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: "suggests" in manager.status()[0].why)
+        time.sleep(0.5)  # several looks
+        assert manager.status()[0].next_attempt > time.time() + DAY - HOUR
+        manager.renew_now()
+        eventually(lambda: len(installed) == 2)
+    assert len(ca.sent_to("/order")) == 2
+
+
+def test_nobody_there_for_a_week_is_asked_again_today_and_by_whoever_wants_it_now(
+    ca: ScriptedCA, tmp_path: Path
+) -> None:
+    ca.script["/dir"] = [Reply(503, b"", {"Retry-After": "99999999"})]
+    with managing(ca, tmp_path / "state") as (manager, installed):
+        eventually(lambda: "status 503" in manager.status()[0].error)
+        assert HOUR < manager.status()[0].next_attempt - time.time() <= 9 * HOUR
+        assert manager.renew_now() == 0.0
+        eventually(lambda: len(installed) == 1)
+
+
+# Below HTTP: what is no answer at all, or has no end.
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Iterator[Callable[[Callable[[ssl.SSLSocket], None]], tuple[str, Path]]]:
+    """Have somebody with a good certificate say whatever it likes; return where, and the file with its root."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    authority, key = make_authority(), pki.new_key()
+    (tmp_path / "site.pem").write_bytes(pki.key_pem(key) + authority.issue(("127.0.0.1",), key))
+    (tmp_path / "root.pem").write_bytes(authority.pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "site.pem")
+    threads: list[threading.Thread] = []
+
+    def begin(talk: Callable[[ssl.SSLSocket], None]) -> tuple[str, Path]:
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.settimeout(PATIENCE_S)
+                    with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as talking:
+                        talking.recv(65536)
+                        talk(talking)
+
+        threads.append(threading.Thread(target=accept, daemon=True))
+        threads[0].start()
+        return f"https://127.0.0.1:{listener.getsockname()[1]}/dir", tmp_path / "root.pem"
+
+    yield begin
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+def for_ever(head: bytes, again: bytes, *, pause: float = 0.0) -> Callable[[ssl.SSLSocket], None]:
+    def talk(connection: ssl.SSLSocket) -> None:
+        connection.sendall(head)
+        while True:
+            connection.sendall(again)
+            time.sleep(pause)
+
+    return talk
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("talk", "why"),
+    [
+        (for_ever(b"HTTP/1.1 200 OK\r\n", b"X", pause=0.05), "timed out"),
+        (for_ever(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.05), "timed out"),
+        (for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 500), "message too long"),
+        (for_ever(CHUNKED, b"0", pause=0.05), "timed out"),
+        (for_ever(CHUNKED, b"1\r\nx\r\n" * 1000), "message too long"),
+        (for_ever(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"x", pause=0.05), "timed out"),
+    ],
+    ids=["a head", "answers before the answer", "many of them", "the size of a chunk", "many chunks", "a body"],
+)
+def test_an_answer_that_does_not_end_is_given_up(
+    talks: Any, monkeypatch: pytest.MonkeyPatch, talk: Callable[[ssl.SSLSocket], None], why: str
+) -> None:
+    if why == "timed out":
+        monkeypatch.setattr(answers, "ANSWER_S", 0.5)
+    url, ca_file = talks(talk)
+    client = Client(url, pki.new_key(), ca_file=ca_file)
+    began = time.monotonic()
+    error = refused(client.connect)
+    client.close()
+    assert (str(error), error.kind) == (f"cannot reach {url[8:-4]}: {why}", "unreachable")
+    assert time.monotonic() - began < 15  # no pause in it was as long as the time for one
+
+
+def test_fields_that_cannot_be_read_are_one_line_in_the_log(talks: Any, caplog: pytest.LogCaptureFixture) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX-A: b\r\n\x1b[2J a line without colon\r\nContent-Length: 2\r\n\r\n{}"
+    url, ca_file = talks(lambda connection: connection.sendall(answer))
+    client = Client(url, pki.new_key(), ca_file=ca_file)
+    assert "a malformed header field" in str(refused(client.connect))
+    client.close()
+    assert caplog.messages == []
+
+
+def test_a_ca_that_sends_us_round_in_circles_is_left_after_a_few(ca: ScriptedCA) -> None:
+    ca.script["/dir"] = [Reply(302, b"", {"Location": f"{ca.url}?{number}"}) for number in range(40)]
+    for number in range(40):
+        ca.script[f"/dir?{number}"] = [Reply(302, b"", {"Location": f"{ca.url}?{number + 1}"})]
+    client = Client(ca.url, pki.new_key(), ca_file=ca.ca_file)
+    assert "redirects" in str(refused(client.connect))
+    client.close()
+    assert len(ca.said) == 4
+
+
+def test_an_answer_at_whose_end_the_connection_is_closed_is_read_to_the_end(ca: ScriptedCA) -> None:
+    directory = ca._usual("/dir", None)
+    ca.script["/dir"] = [Reply(200, directory.body, {"Connection": "close"})]
+    client = Client(ca.url, pki.new_key(), ca_file=ca.ca_file)
+    client.connect()
+    assert client.terms == ""
+    client.close()
 
 
 def test_only_certificates_are_kept_of_what_comes(ca: ScriptedCA, tmp_path: Path) -> None:

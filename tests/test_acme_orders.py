@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardserve.tls.acme import pki
+from hardserve.tls.acme import orders, pki
 from hardserve.tls.acme.challenges import Challenges
 from hardserve.tls.acme.client import AcmeError, Authorization, Challenge, Client, OrderState, Problem
 from hardserve.tls.acme.orders import (
@@ -207,6 +207,52 @@ def rig(tmp_path: Path) -> Any:
 def order(rig: Rig, status: str, **more: object) -> dict[str, object]:
     base = rig.ca.url.removesuffix("/dir")
     return {"status": status, "authorizations": [], "finalize": f"{base}/finalize/0"} | more
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_a_ca_asks_for_as_many_authorizations_as_there_are_names_or_a_few_more(rig: Rig, count: int) -> None:
+    base = rig.ca.url.removesuffix("/dir")
+    body = order(rig, "pending", authorizations=[f"{base}/authorization/{number}" for number in range(count)])
+    rig.ca.script["/order"] = [Reply(201, body, {"Location": f"{base}/order/0"})]
+    rig.ca.script["/authorization/0"] = [problem(403, "unauthorized", "not yours")]
+    asked = f"the CA asks for {count} authorizations, and 1 names are wanted"
+    assert (str(rig.fails()) == asked) == (count == 7)
+    looked_at = [path for path, _ in rig.ca.said if path.startswith("/authorization")]
+    assert len(looked_at) == (count < 7)
+    assert (rig.state.read_order() is None) == (count == 7)
+
+
+@pytest.mark.parametrize("how", ["stops", "has no more time"])
+def test_whoever_stops_or_has_no_more_time_asks_for_no_further_authorization(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    passed = [0.0]
+    monkeypatch.setattr(orders, "monotonic", lambda: passed[0])
+    base = rig.ca.url.removesuffix("/dir")
+    urls = [f"{base}/authorization/{number}" for number in range(3)]
+    rig.ca.script["/order"] = [Reply(201, order(rig, "pending", authorizations=urls), {"Location": f"{base}/order/0"})]
+
+    def slow(_: object) -> Reply:
+        if how == "stops":
+            rig.stopped.set()
+        else:
+            passed[0] = 61.0
+        return Reply(200, {"status": "valid", "identifier": {"type": "dns", "value": "a.example"}, "challenges": []})
+
+    rig.ca.script["/authorization/0"] = [slow]
+    if how == "stops":
+        with pytest.raises(StoppedError):
+            rig.obtain()
+    else:
+        assert "has not come to an end" in str(rig.fails(limit_s=60.0))
+    assert [path for path, _ in rig.ca.said if path.startswith("/authorization")] == ["/authorization/0"]
+
+
+def test_a_ca_that_does_not_begin_is_not_told_again_at_once(rig: Rig) -> None:
+    rig.ca.script["/finalize/0"] = [Reply(200, order(rig, "ready"))] * 2
+    rig.obtain()
+    assert len(rig.ca.sent_to("/finalize/0")) == 3
+    assert len([pause for pause in rig.pauses if pause >= 0.5]) == 2
 
 
 def test_a_ca_that_does_not_answer_for_a_moment_is_asked_again(rig: Rig) -> None:

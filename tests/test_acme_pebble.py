@@ -89,6 +89,29 @@ def names_of(certificate: x509.Certificate) -> set[str]:
     return set(extension.value.get_values_for_type(x509.DNSName))
 
 
+class Answered(Challenges):
+    """Has the CA asked to look only when somebody listens who answers it: a test begins to after the manager."""
+
+    def __init__(self, *ports: int) -> None:
+        super().__init__()
+        self._ports = ports
+
+    def expect_request(self, token: str, key_authorization: str) -> None:
+        super().expect_request(token, key_authorization)
+        self._wait()
+
+    def expect_handshake(self, name: str, context: ssl.SSLContext) -> None:
+        super().expect_handshake(name, context)
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + 5.0
+        while not any(f":{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text() for port in self._ports):
+            if time.monotonic() > end:
+                return
+            threading.Event().wait(0.01)
+
+
 @contextlib.contextmanager
 def managing(pebble: Pebble, directory: Path, *names: str, **settings: Any) -> Iterator[Site]:
     chosen = AcmeSettings(
@@ -100,7 +123,8 @@ def managing(pebble: Pebble, directory: Path, *names: str, **settings: Any) -> I
         pace=CALM,
     )
     chosen = replace(chosen, **settings)
-    challenges = Challenges()
+    answered = chosen.pace is CALM  # else it is looked again soon
+    challenges = Answered(pebble.http_port, pebble.tls_port) if answered else Challenges()
     site = Site(manager=None, directory=directory, challenges=challenges)  # type: ignore[arg-type]
     site.manager = Manager(chosen, directory, challenges, site.note)
     yield_to = time.monotonic()
@@ -279,7 +303,7 @@ def test_what_has_failed_is_tried_again_by_itself(shared: Pebble, state: Path) -
 
 
 def test_a_restart_does_not_forget_that_it_has_to_wait(shared: Pebble, state: Path) -> None:
-    with managing(shared, state) as site:
+    with managing(shared, state, pace=Pace(look=0.1)) as site:  # and nobody answers
         site.await_error("could not be proven")
     orders = shared.count("Added order")
     waiting_until = status_of(site.manager._settings, state, time.time())[0].next_attempt

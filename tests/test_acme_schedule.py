@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -161,7 +162,7 @@ def test_before_the_clock_is_right_what_is_held_is_kept() -> None:
 # Jitter.
 
 
-@given(version=st.text(max_size=40), lifetime=st.floats(60.0, 1000 * DAY), start=st.floats(0, 4e9))
+@given(version=st.text(max_size=40), lifetime=st.floats(120.0, 1000 * DAY), start=st.floats(0, 4e9))
 def test_a_renewal_is_at_most_a_thirtieth_earlier_than_a_third_and_never_later(
     version: str, lifetime: float, start: float
 ) -> None:
@@ -184,8 +185,69 @@ def test_the_moment_in_a_window_is_inside_it_and_always_the_same(version: str, s
     window = (NOW + start * DAY, NOW + (start + length) * DAY)
     kept = Schedule(asked=version, window=window)
     _, due = schedule.due_at(WANTED, held, kept, NOW)
-    latest = held.not_after - held.lifetime / 10
-    assert min(window[0], latest) <= due <= min(window[1], latest)
+    latest, earliest = held.not_after - held.lifetime / 10, held.not_before + DAY
+    assert max(earliest, min(window[0], latest)) <= due <= max(earliest, min(window[1], latest))
+
+
+DAYS = st.floats(-200, 400)
+
+
+@given(
+    windows=st.lists(st.none() | st.tuples(DAYS, DAYS), min_size=1, max_size=5),
+    lifetime=st.floats(60.0, 400 * DAY),
+    backdated=st.floats(0, 0.99),
+    clock=st.floats(-DAY, DAY),
+)
+def test_orders_are_bounded_whatever_windows_and_lifetimes_a_ca_says(
+    windows: list[tuple[float, float] | None], lifetime: float, backdated: float, clock: float
+) -> None:
+    """Nobody may have us order again and again; not by a clock that was set either, which is once."""
+    now, kept, held, orders = NOW + clock, Schedule(), None, []
+    left = lifetime * (1 - backdated)
+    for step_number in range(60):
+        step = next_step(WANTED, held, kept, now)
+        if isinstance(step, Order):
+            orders.append(now)
+            held = Held(f"v{len(orders)}", WANTED.names, CA, now + left - lifetime, now + left, "x.y", taken=now)
+            kept = schedule.succeeded(kept, now)
+            now = NOW if len(orders) == 1 else now
+        elif isinstance(step, Ask):
+            assert held is not None
+            said = windows[step_number % len(windows)]
+            window = None if said is None else (now + said[0] * DAY, now + said[1] * DAY)
+            kept = schedule.asked(kept, held, window, None, now)
+        else:
+            assert step.until > now
+            now = step.until
+    pauses = [later - earlier for earlier, later in pairwise(orders[1:])]
+    assert all(pause >= max(60.0, min(DAY, left / 6)) - 1e-3 for pause in pauses)
+
+
+@pytest.mark.parametrize(
+    ("taken", "now", "expected"),
+    [
+        pytest.param(NOW - HOUR, NOW, NOW + 23 * HOUR, id="what is from an hour ago is kept for a day"),
+        pytest.param(NOW, NOW + DAY, Order("the CA suggests it"), id="and no longer"),
+        pytest.param(0.0, NOW + HOUR, Order("the CA suggests it"), id="it is not known when it was put in place"),
+        pytest.param(NOW + 2 * DAY, NOW, Order("the CA suggests it"), id="by a clock that was wrong"),
+    ],
+)
+def test_a_window_that_has_passed_is_no_reason_to_replace_what_has_just_come(
+    taken: float, now: float, expected: Order | float
+) -> None:
+    held = replace(HELD, taken=taken)
+    kept = Schedule(asked="v1", ask_at=now + DAY, window=(NOW - 9 * DAY, NOW - 8 * DAY))
+    assert next_step(WANTED, held, kept, now) == (Wait(expected) if isinstance(expected, float) else expected)
+    assert next_step(WANTED, held, kept, now, forced=True) == Order("a new one was asked for")
+    refused = replace(kept, failures=1, attempted=now, retry_at=now + 9)
+    if isinstance(expected, Order):  # what has failed is tried again as everything else is
+        assert next_step(WANTED, held, refused, now) == Wait(now + 9)
+
+
+def test_what_lives_for_an_hour_settles_in_minutes() -> None:
+    held = replace(HELD, not_before=NOW - HOUR, not_after=NOW + HOUR, taken=NOW)
+    kept = Schedule(asked="v1", ask_at=NOW + DAY, window=(NOW - 9, NOW - 8))
+    assert next_step(WANTED, held, kept, NOW) == Wait(NOW + 600)
 
 
 # What is remembered.
@@ -231,12 +293,45 @@ def test_after_a_failure_the_next_step_is_in_the_future_and_not_for_ever(
     blocked = schedule.blocked_until(kept, NOW)
     assert NOW < blocked <= NOW + max(PACE.longest * 1.5, LONGEST_RETRY_AFTER)
     if retry_after is not None and retry_after > 0:
-        assert schedule.blocked_until(kept, NOW, forced=True) == NOW + min(retry_after, LONGEST_RETRY_AFTER)
+        asked = 0.0 if kind == "unreachable" else NOW + min(retry_after, LONGEST_RETRY_AFTER)
+        assert schedule.blocked_until(kept, NOW, forced=True) == asked
     step = next_step(WANTED, held, kept, NOW + later, forced=forced)
     if isinstance(step, Wait):
         assert step.until > NOW + later  # else the thread would turn in circles
     if isinstance(step, Order) and not forced:
         assert NOW + later >= blocked
+
+
+WEEK = 7 * DAY
+SIX_DAYS = replace(HELD, not_before=NOW - 4 * DAY, not_after=NOW + 2 * DAY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "retry_after", "waits", "forced"),
+    [
+        pytest.param("unreachable", HELD, WEEK, PACE.longest, 0.0, id="nobody there is a guess, which is cut short"),
+        pytest.param("unreachable", None, 600.0, 600.0, 0.0, id="and else believed"),
+        pytest.param("unreachable", None, 1.0, PACE.unreachable, 0.0, id="but no reason to come sooner"),
+        pytest.param("refused", None, WEEK, WEEK, WEEK, id="a limit is kept to"),
+        pytest.param("refused", HELD, 2 * WEEK, WEEK, WEEK, id="up to a week"),
+        pytest.param("refused", SIX_DAYS, WEEK, 1.4 * DAY, 1.4 * DAY, id="while what is served can afford it"),
+        pytest.param(
+            "refused",
+            replace(SIX_DAYS, not_after=NOW + HOUR),
+            WEEK,
+            PACE.longest,
+            PACE.longest,
+            id="at its end it is asked a few times a day",
+        ),
+        pytest.param("refused", replace(HELD, not_after=NOW + DAY), HOUR, HOUR, HOUR, id="an hour is an hour"),
+    ],
+)
+def test_how_long_a_ca_may_ask_us_to_wait(
+    kind: schedule.Kind, held: Held | None, retry_after: float, waits: float, forced: float
+) -> None:
+    kept = schedule.failed(Schedule(), kind, "no", retry_after, NOW, 0.0, PACE, held)
+    assert schedule.blocked_until(kept, NOW) == pytest.approx(NOW + waits)
+    assert max(0.0, schedule.blocked_until(kept, NOW, forced=True) - NOW) == pytest.approx(forced)
 
 
 @given(

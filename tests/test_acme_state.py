@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +25,10 @@ from hardserve.configfiles import SettingsError
 from hardserve.options import from_keywords
 from hardserve.securing import secured_by
 from hardserve.tls.acme import pki
+from hardserve.tls.acme.challenges import Challenges
+from hardserve.tls.acme.manager import Manager
 from hardserve.tls.acme.schedule import Schedule
+from hardserve.tls.acme.settings import AcmeSettings
 from hardserve.tls.acme.state import Account, PendingOrder, StateDirectory
 from hardserve.tls.pemfiles import user_name
 from tests.conftest import REPOSITORY
@@ -193,6 +199,68 @@ def test_what_could_not_be_served_is_not_put_in_place(state: StateDirectory, aut
     assert StateDirectory(state.path).held() == before
 
 
+def for_clients(authority: Authority, names: tuple[str, ...], key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return a certificate that is good for clients alone, and that no client takes from a server."""
+    plain = x509.load_pem_x509_certificate(authority.issue(names, key))
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(plain.subject)
+        .issuer_name(plain.issuer)
+        .public_key(key)
+        .serial_number(plain.serial_number)
+        .not_valid_before(plain.not_valid_before_utc)
+        .not_valid_after(plain.not_valid_after_utc)
+        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    )
+    for extension in plain.extensions:
+        builder = builder.add_extension(extension.value, critical=extension.critical)
+    return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_what_no_client_would_take_is_not_put_in_place(state: StateDirectory, authority: Authority) -> None:
+    before = state.install(*pair(authority), ABOUT)
+    key = pki.new_key()
+    chain = for_clients(authority, NAMES, key.public_key())
+    with pytest.raises(pki.UnusableError, match=r"the new certificate\.pem is not one for servers"):
+        state.install(chain, pki.key_pem(key), ABOUT)
+    assert StateDirectory(state.path).held() == before
+    assert [entry.name for entry in (state.path / "certificates").iterdir()] == [before.version]
+
+
+def test_the_version_before_is_known_and_what_is_served_is_not_tidied_away(
+    state: StateDirectory, authority: Authority
+) -> None:
+    assert state.former() is None
+    held = [state.install(*pair(authority), ABOUT | {"taken": str(float(number))}) for number in range(4)]
+    assert [each.taken for each in held] == [0.0, 1.0, 2.0, 3.0]
+    oldest, between, newest = sorted(held[:3], key=lambda each: each.version)  # of one second, by chance
+    assert state.former() == newest
+    state.tidy(oldest.version)
+    kept = {entry.name for entry in (state.path / "certificates").iterdir()}
+    assert kept == {oldest.version, newest.version, held[3].version}
+    assert between.version not in kept
+
+
+@pytest.mark.parametrize("part", ["", "certificates"], ids=["all of it", "the part with keys"])
+def test_where_everybody_can_write_nothing_is_taken(state: StateDirectory, authority: Authority, part: str) -> None:
+    state.install(*pair(authority), ABOUT)
+    (state.path / part).chmod(0o707)
+    manager = Manager(AcmeSettings(NAMES), state.path, Challenges(), lambda *_: None)
+    for call in (manager.take, manager.check, state.prepare):
+        with pytest.raises(PermissionError, match="can be changed by everybody, who can put others in their place"):
+            call()
+    assert manager._current() is None
+
+
+def test_a_directory_that_is_open_to_its_group_is_closed(state: StateDirectory, authority: Authority) -> None:
+    """Volumes that are mounted for a group are so at each start."""
+    state.install(*pair(authority), ABOUT)
+    state.path.chmod(0o2770)
+    state.prepare()
+    assert state.path.stat().st_mode & 0o077 == 0
+    assert Manager(AcmeSettings(NAMES), state.path, Challenges(), lambda *_: None).take()
+
+
 def test_of_old_versions_the_last_one_is_kept(state: StateDirectory, authority: Authority) -> None:
     versions = [state.install(*pair(authority), ABOUT).version]
     for _ in range(4):
@@ -248,7 +316,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], l
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-STEPS = 20  # more than there are
+STEPS = 24  # more than there are
 
 
 @pytest.mark.parametrize("error", [Crash(), FULL], ids=["crash", "full disk"])
@@ -267,7 +335,7 @@ def test_a_certificate_is_the_old_one_or_the_new_one_whatever_happens_when(
     happened = False
     try:
         state.install(*second, ABOUT)
-    except (Crash, OSError):
+    except (Crash, OSError, pki.UnusableError):  # the last where what was written cannot be read
         happened = True
     finally:
         monkeypatch.undo()
@@ -427,6 +495,29 @@ def test_a_directory_of_another_user_stops_the_start(whose: str, keywords: dict[
             f"certificates cannot be kept in {state / whose} by user {user_name(NOBODY)}: Permission denied; "
             "tls.state can name another directory"
         )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("part", ["", "certificates"], ids=["all of it", "the part with keys"])
+def test_what_somebody_else_has_put_there_is_not_served_and_stops_the_start(
+    tmp_path: Path, authority: Authority, part: str
+) -> None:
+    acme = tmp_path / "acme"
+    state = StateDirectory(acme)
+    state.prepare()
+    state.install(*pair(authority), ABOUT)
+    os.chown(acme / part, NOBODY, -1)
+    settings = from_keywords(
+        tls_domain="example.org", acme_agree="on", tls_state=str(tmp_path), bind=["127.0.0.1:0"], redirect=[]
+    )
+    with pytest.raises(SettingsError) as caught:
+        secured_by(settings, (), {})
+    which = "it" if not part else "its part certificates"
+    (problem,) = caught.value.problems
+    assert problem == (
+        f"certificates cannot be kept in {acme} by user {user_name(os.geteuid())}: {which} belongs to user "
+        f"{user_name(NOBODY)}, who can put others in their place; tls.state can name another directory"
+    )
 
 
 def test_what_is_no_directory_stops_the_start(tmp_path: Path) -> None:

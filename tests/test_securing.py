@@ -10,8 +10,11 @@ import pytest
 from hardserve.addresses import ports
 from hardserve.configfiles import SettingsError
 from hardserve.options import from_keywords, resolve
-from hardserve.securing import acme_settings
+from hardserve.securing import Secured, acme_settings, secured_by
+from hardserve.tls.acme import pki
 from hardserve.tls.acme.settings import LETS_ENCRYPT, LETS_ENCRYPT_STAGING, AcmeSettings
+from hardserve.tls.acme.state import StateDirectory
+from tests.pebble import Authority, make_authority
 
 
 def said(**keywords: object) -> AcmeSettings:
@@ -186,3 +189,67 @@ def test_one_thing_is_wrong(keywords: dict[str, object], key: str) -> None:
 
 def test_a_ca_of_ones_own_may_have_no_terms() -> None:
     from_keywords(tls_domain="example.org", acme_directory="https://ca.internal/dir", acme_email="a+b@example.org")
+
+
+# What was issued before.
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return make_authority()
+
+
+def issued(directory: Path, authority: Authority) -> Path:
+    """Have a certificate be kept as what the CA has issued last; return where it is."""
+    state = StateDirectory(directory / "acme")
+    state.prepare()
+    key = pki.new_key()
+    held = state.install(authority.issue(("example.org",), key), pki.key_pem(key), {"directory": LETS_ENCRYPT})
+    return state.pair(held).certificate
+
+
+def started(directory: Path, **keywords: object) -> Secured:
+    settings = {"tls_domain": "example.org", "acme_agree": "on", "bind": ["127.0.0.1:0"], "redirect": []}
+    return secured_by(from_keywords(tls_state=str(directory), **settings, **keywords), (), {})
+
+
+def test_a_key_that_everybody_can_read_is_not_served_and_the_one_before_is(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = issued(tmp_path, authority)
+    second = issued(tmp_path, authority)
+    assert started(tmp_path).store.pairs[0].certificate == second
+    second.with_name("key.pem").chmod(0o644)
+    secured = started(tmp_path)
+    assert secured.store.pairs[0].certificate == first
+    assert any("everybody on this machine can read" in message for message in caplog.messages)
+    assert any("the one before it is taken" in message for message in caplog.messages)
+    first.with_name("key.pem").chmod(0o644)
+    secured = started(tmp_path)
+    assert secured.store.pairs[0].self_signed
+    assert secured.manager is not None
+    assert secured.manager._held() is None  # so that another one is ordered
+
+
+def test_another_pair_that_is_broken_just_now_is_not_held_against_what_is_issued(
+    tmp_path: Path, authority: Authority
+) -> None:
+    other_key = pki.new_key()
+    (tmp_path / "other.key").touch(0o600)
+    (tmp_path / "other.key").write_bytes(pki.key_pem(other_key))
+    (tmp_path / "other.pem").write_bytes(authority.issue(("other.example",), other_key))
+    first = issued(tmp_path, authority)
+    pair = {"certificate": str(tmp_path / "other.pem"), "key": str(tmp_path / "other.key")}
+    secured = started(tmp_path, certificate=[pair])
+    assert [each.names for each in secured.store.pairs] == [("example.org",), ("other.example",)]
+    (tmp_path / "other.key").write_bytes(pki.key_pem(pki.new_key()))
+    second = issued(tmp_path, authority)
+    manager = secured.manager
+    assert manager is not None
+    for _ in range(2):
+        manager._take_over()
+        assert secured.store.pairs[0].certificate == first
+    assert manager._held() is not None
+    (tmp_path / "other.key").write_bytes(pki.key_pem(other_key))
+    manager._take_over()
+    assert secured.store.pairs[0].certificate == second

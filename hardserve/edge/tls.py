@@ -40,7 +40,7 @@ was cut does not look whole.
 Memory. An idle connection keeps an SSL object and two buffers, that OpenSSL never makes smaller: hence the bound on
 what goes into them at once. Python has OpenSSL release its record buffers (SSL_MODE_RELEASE_BUFFERS). That is 17 KiB
 above a plain connection after a few small requests, 26 after a large response (python -m tests.bench.tls --parts
-memory), and about ten more after a large request.
+memory), 24 after a large request.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ a round, printed are medians. hardserve has default settings but for its rate li
 nginx has one worker, TLS 1.2 and 1.3, a session cache and its own defaults for the rest; both have the
 same certificate, and TLS 1.3 with AES-256-GCM is what is looked for.
 
-alive: two servers, loaded in turns (A B B A, then B A A B); wrk, {connections} kept connections.
+alive: two servers, loaded in turns (A B B A, then B A A B); wrk, {connections} kept connections. The server has one
+core and wrk the other, whose own TLS is not the server's; then once more without that, and without a bar: OpenSSL lets
+go of the interpreter lock, and threads on two cores pass it on more dearly than on one.
 proxied: as `python -m tests.bench` has it, but for gunicorn's threads, 8 as ours, and its workers.
 handshakes: server on one core, clients on another: {shakers} openssl s_time, which never resume (wrk does). The
 clients compute more than the server. Where its core is not busy ("cores"), the rate is theirs; what a core
@@ -144,8 +146,19 @@ class Bench(Sampled):
     # --- parts ---
 
     def alive(self) -> None:
-        for number in range(self.rounds(8)):
-            with self._serving(ours({}), tls=False) as plain, self._serving(ours({})) as tls:
+        with _on_two_cores() as servers_core:
+            self._alive("alive", _on_core(ours({}), servers_core), 8)
+        self._bar_against("alive", "TLS", "plain", "kept alive, req/s of plain, a core each", 0.8)
+        self._alive("alive, cores shared", ours({}), 4)
+        if found := self.against("alive, cores shared", "TLS", "plain", "rps"):
+            self._more_said.append(
+                "no bar: kept alive, req/s of plain, server and wrk on both cores as they come: "
+                f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f}) times"
+            )
+
+    def _alive(self, part: str, server: Server, rounds: int) -> None:
+        for number in range(self.rounds(rounds)):
+            with self._serving(server, tls=False) as plain, self._serving(server) as tls:
                 by_name = {"plain": plain, "TLS": tls}
                 for it in by_name.values():
                     self._expect(it, "/", b"Hello, World!")
@@ -154,8 +167,7 @@ class Bench(Sampled):
                 for name in ("TLS", "plain", "plain", "TLS") if number % 2 == 0 else ("plain", "TLS", "TLS", "plain"):
                     loads[name].append(self._drive(by_name[name]))
             for name, pair in loads.items():
-                self.add("alive", name, of_loads(pair))
-        self._bar_against("alive", "TLS", "plain", "kept alive, req/s of plain", 0.8)
+                self.add(part, name, of_loads(pair))
 
     def proxied(self) -> None:
         def measure(it: Running) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from time import monotonic, time
+from time import time
 from typing import Any
 
 import requests
@@ -29,19 +29,18 @@ from josepy.interfaces import JSONDeSerializable
 from josepy.json_util import field
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
-from requests.adapters import HTTPAdapter
 
 from hardserve.http.conditions import parse_http_date
 from hardserve.tls.acme import reach
+from hardserve.tls.acme.answers import BoundedAdapter
 from hardserve.tls.acme.schedule import RATE_LIMITED, Kind
 
 logger = logging.getLogger("hardserve.acme")
 
-# For connecting, and for each pause in an answer; and for all of one.
+# For connecting, for the handshake, and for each pause in an answer; `answers` has the time for all of one.
 _PAUSE_S = 20
-_ANSWER_S = 60.0
-# The longest of all is a chain of certificates.
-_ANSWER_BYTES = 1 << 20
+# Of `requests`, 30: each has all of the time that an answer has.
+_REDIRECTS = 3
 # RFC 8555 6.5: what was refused for its nonce is sent again with a new one. `post` of the library does so once.
 _NONCES = 20
 _TEXT_LENGTH = 500
@@ -122,40 +121,6 @@ class _NewOrder(messages.NewOrder):
     replaces: str | None = field("replaces", omitempty=True)
 
 
-class _BoundedBody:
-    """The body of an answer, as `requests` reads it, that may not be longer or last longer than it should."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self._until = monotonic() + _ANSWER_S
-
-    def stream(self, amount: int, decode_content: bool = True) -> Iterator[bytes]:
-        count = 0
-        for block in self._raw.stream(amount, decode_content=decode_content):
-            count += len(block)
-            if count > _ANSWER_BYTES:
-                self._raw.close()
-                raise requests.exceptions.ContentDecodingError("the answer is too long")
-            if monotonic() > self._until:
-                self._raw.close()
-                raise requests.exceptions.ReadTimeout("the answer takes too long")
-            yield block
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._raw, name)
-
-
-class _Adapter(HTTPAdapter):
-    """HTTPS alone, also after a redirect, with bounded answers."""
-
-    def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
-        if not (request.url or "").startswith("https://"):
-            raise requests.exceptions.InvalidSchema(f"the CA sends us to {request.url!r}, which is not https://")
-        response = super().send(request, *arguments, **options)
-        response.raw = _BoundedBody(response.raw)
-        return response
-
-
 class _Network(ClientNetwork):
     def post(self, *arguments: Any, **options: Any) -> requests.Response:
         """As the library's, which tries twice, but as often as a CA may reject nonces in a row."""
@@ -186,8 +151,9 @@ class Client:
         user_agent = f"hardserve python-acme/{metadata.version('acme')}"
         self._network = _Network(key=self._key, alg=ES256, user_agent=user_agent, timeout=_PAUSE_S)
         session = self._network.session
-        session.mount("https://", _Adapter())
-        session.mount("http://", _Adapter())
+        session.mount("https://", BoundedAdapter())
+        session.mount("http://", BoundedAdapter())
+        session.max_redirects = _REDIRECTS
         session.hooks["response"].append(self._note)
         if ca_file is not None:
             self._network.verify_ssl = str(ca_file)  # type: ignore[assignment]  # as `verify` of requests

@@ -13,8 +13,11 @@ others see at their next look that `current` is another version, and hand that o
 not have ordered, for other names or from another CA, they leave the directory to whoever did.
 
 A failure is noted, logged with the days that are left, and tried again later. It touches nothing else: the certificate
-in use is replaced by a better one, or stays. A state directory that cannot be written to is a failure like others,
-found before the CA is asked, and remembered by this process alone.
+in use is replaced by a better one, or stays. One that cannot be served, though it was put in place, counts for nothing:
+what is served stays, which at the start is the version before it, and decides when another one is ordered.
+
+A state directory that cannot be written to is a failure like others, found before the CA is asked, and remembered by
+this process alone. One that others can write to stops the start.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from hardserve.tls.acme.orders import Issued, Ordering, Request, StoppedError
 from hardserve.tls.acme.schedule import DAY, Ask, Held, Order, Schedule, Wait, Wanted
 from hardserve.tls.acme.settings import AcmeSettings, normal_names
 from hardserve.tls.acme.state import Account, StateDirectory
-from hardserve.tls.certificates import minute
+from hardserve.tls.certificates import CertificateError, minute
 
 logger = logging.getLogger("hardserve.acme")
 
@@ -69,8 +72,10 @@ class CertificateStatus:
 class Manager:
     """See the head of the module. `installed` is called with the chain's and the key's path, of one version.
 
-    It runs on the caller's thread in `take` and on the ACME thread later; what it raises is logged. `take`, `start` and
-    `stop` are for the main thread, `renew_now` and `status` for any. Raises ValueError as `normal_names` does.
+    It runs on the caller's thread in `take` and on the ACME thread later. It raises CertificateError for what cannot be
+    served, `passing` if that is not the certificate's fault and it should be called again at the next look; everything
+    else that it raises is logged. `take`, `start` and `stop` are for the main thread, `renew_now` and `status` for any.
+    Raises ValueError as `normal_names` does.
     """
 
     def __init__(
@@ -96,7 +101,10 @@ class Manager:
         self._forced = False
         self._woken = False
         # The thread's, and `take`'s before there is one.
-        self._handed_over = ""  # the version that was, or that was of no use at the start
+        self._served: Held | None = None  # what was handed over
+        self._at_start = ""  # the version that was there, of use or not
+        self._useless: set[str] = set()  # versions that cannot be served
+        self._said = ""  # why the current one cannot be, for now
         self._left_alone = ""  # the version of somebody else, who wants another certificate in the same place
         self._unwritten: Schedule | None = None  # what could not be noted
 
@@ -107,21 +115,25 @@ class Manager:
     def take(self) -> bool:
         """Hand over what is held, once and before `start`; return whether that was a certificate that has not expired.
 
-        If not, the server needs a temporary one until `installed` is called. Never waits for a CA.
+        If not, the server needs a temporary one until `installed` is called. Never waits for a CA. Raises
+        PermissionError where somebody else could have put it there.
         """
-        held = self._state.held()
-        usable = held is not None and held.not_after > self._clock()
-        if held is not None:
-            self._handed_over = held.version
-        if held is not None and usable:
-            if missing := schedule.names_missing(self._wanted, held):
-                logger.warning(
-                    "the certificate for %s is not for %s: another one will be ordered",
-                    ", ".join(held.names),
-                    ", ".join(missing),
-                )
-            self._hand_over(held)
-        return usable
+        self._state.check()
+        self._at_start = self._state.current()
+        return self._take(self._state.held()) or self._take(self._state.former())
+
+    def _take(self, held: Held | None) -> bool:
+        if held is None or held.not_after <= self._clock():
+            return False
+        if held.version != self._at_start:
+            logger.warning("the one before it is taken, which is valid until %s UTC", minute(held.not_after))
+        if missing := schedule.names_missing(self._wanted, held):
+            logger.warning(
+                "the certificate for %s is not for %s: another one will be ordered",
+                ", ".join(held.names),
+                ", ".join(missing),
+            )
+        return self._hand_over(held)
 
     def check(self) -> None:
         """Raise PermissionError where this user may keep nothing, before `start`: that does not come with waiting."""
@@ -216,7 +228,7 @@ class Manager:
         return self._clock() + _SETTLE_S
 
     def _do(self, step: schedule.Step) -> None:
-        self._state.tidy()
+        self._tidy()
         if isinstance(step, Ask):
             self._ask()
         elif isinstance(step, Order):
@@ -226,9 +238,23 @@ class Manager:
         return AcmeError(f"{error.filename or self._state.path} cannot be written to: {error.strerror or error}")
 
     def _step(self) -> schedule.Step:
-        return schedule.next_step(
-            self._wanted, self._state.held(), self._schedule(), self._clock(), forced=self._forced
-        )
+        return schedule.next_step(self._wanted, self._held(), self._schedule(), self._clock(), forced=self._forced)
+
+    def _current(self) -> Held | None:
+        """Return what is in place, None if it cannot be served, or somebody else could have put it there."""
+        try:
+            self._state.check()
+        except OSError:
+            return None  # whatever is to be done fails for it, and says so
+        held = self._state.held()
+        return None if held is None or held.version in self._useless else held
+
+    def _held(self) -> Held | None:
+        """Return what decides when another one is ordered: what is in place, or is served in its stead."""
+        current, served = self._current(), self._served
+        if current is None and served is not None and self._state.current() not in ("", served.version):
+            return served
+        return current
 
     def _schedule(self) -> Schedule:
         return schedule.for_purpose(self._unwritten or self._state.read_schedule(), self._purpose)
@@ -241,10 +267,10 @@ class Manager:
 
     def _take_over(self) -> None:
         """Hand over what is held, if it was not before."""
-        held = self._state.held()
-        if held is None or held.version in (self._handed_over, self._left_alone):
+        held = self._current()
+        if held is None or held == self._served or held.version == self._left_alone:
             return
-        if not schedule.serves(self._wanted, held):
+        if held.version != self._at_start and not schedule.serves(self._wanted, held):
             # Two that replace each other's certificates would do so until the CA's limits stop them. The one that was
             # started later has the newer settings.
             self._left_alone = held.version
@@ -256,7 +282,8 @@ class Manager:
             return
         self._left_alone = ""
         if held.not_after > self._clock():
-            self._calm()
+            if not self._said:  # else it is tried once more, which is nothing new
+                self._calm()  # before: whoever asks from now on wants another one
             self._hand_over(held)
 
     def _calm(self) -> None:
@@ -264,18 +291,27 @@ class Manager:
         with self._changed:
             self._forced = False
 
-    def _hand_over(self, held: Held) -> None:
-        self._handed_over = held.version
+    def _hand_over(self, held: Held) -> bool:
+        """Return whether it is served now, or nothing more can be done about that."""
         pair = self._state.pair(held)
         try:
             self._installed(pair.certificate, pair.key)
+        except CertificateError as error:
+            if not error.passing:
+                self._useless.add(held.version)
+            if str(error) != self._said:
+                self._said = str(error)
+                logger.warning("what the CA has issued cannot be served: %s", error)
+            return False
         except Exception:
             logger.exception("the certificate in %s was not taken", pair.certificate.parent)
+        self._served, self._said = held, ""
+        return True
 
     # Asking about the renewal.
 
     def _ask(self) -> None:
-        held = self._state.held()
+        held = self._held()
         if held is None:
             return
         window, retry_after = None, None
@@ -291,7 +327,7 @@ class Manager:
         self._answered(window, retry_after)
 
     def _answered(self, window: tuple[float, float] | None, retry_after: float | None) -> None:
-        held = self._state.held()
+        held = self._held()
         if held is not None:
             with contextlib.suppress(OSError):  # it is remembered
                 self._note(schedule.asked(self._schedule(), held, window, retry_after, self._clock()))
@@ -305,7 +341,7 @@ class Manager:
         logger.info("ordering a certificate for %s: %s", ", ".join(self._wanted.names), step.why)
         try:
             self._note(begun)
-            new = self._install(self._obtain(self._state.held(), before))
+            new = self._install(self._obtain(self._held(), before))
         except AcmeError as error:
             self._failed(error, before)
         except OSError as error:
@@ -318,8 +354,16 @@ class Manager:
             logger.info("new certificate for %s, valid until %s UTC", ", ".join(new.names), minute(new.not_after))
             with contextlib.suppress(OSError):  # what cannot be written now is remembered, and tidied the next time
                 self._note(schedule.succeeded(before, self._clock()))
-                self._state.tidy()
+            self._calm()
             self._take_over()
+            if new.version in self._useless:
+                self._failed(AcmeError("the new certificate cannot be served", "misconfigured"), before)
+                return
+            with contextlib.suppress(OSError):
+                self._tidy()
+
+    def _tidy(self) -> None:
+        self._state.tidy("" if self._served is None else self._served.version)
 
     def _obtain(self, held: Held | None, before: Schedule) -> Issued:
         account = self._account()
@@ -410,11 +454,16 @@ class Manager:
             "names": " ".join(self._wanted.names),
             "directory": self._wanted.directory,
             "challenge": issued.challenge,
+            "taken": str(self._clock()),
         }
         try:
             return self._state.install(issued.chain, issued.key, about)
         except pki.UnusableError as error:
-            raise AcmeError(f"the new certificate could not be put in place: {error}") from error
+            with contextlib.suppress(OSError):
+                self._state.forget_order()  # it has come to nothing else
+            # The next one will be no other until somebody changes something, and each costs the CA a certificate.
+            problem = f"the new certificate could not be put in place: {error}"
+            raise AcmeError(problem, "misconfigured") from error
 
     def _failed(self, error: AcmeError, before: Schedule) -> None:
         """Note a failure after what was known `before`, and say so."""
@@ -422,11 +471,14 @@ class Manager:
         now = self._clock()
         # Spreads attempts; nothing is guessed from it.
         chance = random.random()  # noqa: S311
-        noted = schedule.failed(before, error.kind, str(error), error.retry_after, now, chance, self._settings.pace)
+        held = self._held()
+        noted = schedule.failed(
+            before, error.kind, str(error), error.retry_after, now, chance, self._settings.pace, held
+        )
         with contextlib.suppress(OSError):  # it is remembered, and if it is not the error itself, it will be the next
             self._note(noted)
         again = schedule.blocked_until(noted, now)
-        logger.log(*_line(self._wanted, self._state.held(), str(error), again, now))
+        logger.log(*_line(self._wanted, held, str(error), again, now))
 
 
 def status_of(

@@ -30,6 +30,8 @@ ORDER_S = 600.0
 # Between two questions, where the CA does not say: growing, so that a slow one is not asked all the time.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
+# A CA asks for one authorization for each name (RFC 8555 7.1.3), and for no more than so many others.
+_MORE_AUTHORIZATIONS = 5
 # An order that was begun longer ago than this is as good as expired.
 _OLD_S = 5 * 86400.0
 # Where a CA connects to, whatever port the server has behind a router.
@@ -277,7 +279,7 @@ class Ordering:
         while True:
             order = progress.order if progress.fresh else self._authority.order(progress.order.url)
             progress.order, progress.fresh = order, False
-            move = next_move(order, self._authorizations(progress), frozenset(progress.answered))
+            move = next_move(order, self._authorizations(request, progress), frozenset(progress.answered))
             if isinstance(move, GiveUp):
                 self._memory.forget_order()
                 raise AcmeError(move.why, move.kind, code=move.code)
@@ -287,20 +289,30 @@ class Ordering:
                 return None
             if isinstance(move, Finalize):
                 progress.order = self._authority.finalize(order, pki.signing_request(key, request.names))
+                if progress.order.status == "ready":
+                    return None  # it has not begun with it
                 progress.fresh = True
                 continue
             for authorization in move.authorizations:
+                self._go_on()
                 progress.kind = self._prove(authorization, (progress.kind, *request.kinds))
                 progress.answered.add(authorization.url)
             return None
 
-    def _authorizations(self, progress: _Progress) -> list[Authorization]:
+    def _authorizations(self, request: Request, progress: _Progress) -> list[Authorization]:
         """Ask for those that are not known to be valid already, as long as they matter."""
         if progress.order.status not in ("pending", "invalid"):
             return []
+        count = len(progress.order.authorizations)
+        if count > len(request.names) + _MORE_AUTHORIZATIONS:
+            self._memory.forget_order()
+            raise AcmeError(f"the CA asks for {count} authorizations, and {len(request.names)} names are wanted")
         found = []
         for url in progress.order.authorizations:
-            authorization = progress.valid.get(url) or self._authority.authorization(url)
+            authorization = progress.valid.get(url)
+            if authorization is None:
+                self._go_on()
+                authorization = self._authority.authorization(url)
             if authorization.status == "valid":
                 progress.valid[url] = authorization
             found.append(authorization)
@@ -320,6 +332,10 @@ class Ordering:
         if challenge.status == "pending":
             self._authority.answer(challenge)
         return challenge.kind
+
+    def _go_on(self) -> None:
+        """Find out whether there is time for one more request, and the server does not stop."""
+        self._wait(0.0)
 
     def _wait(self, seconds: float) -> None:
         left = self._until - monotonic()

@@ -27,13 +27,17 @@ LEFT_AT_RENEWAL = 1 / 3
 JITTER = 1 / 30
 # Whatever the CA suggests: with less left, a few failures in a row and a weekend are an outage.
 LEFT_AT_MOST_LATE = 1 / 10
+# What was just issued is kept for a day, or a sixth of a short life, whoever suggests something else: see `due_at`.
+SETTLED = 1 / 6
+SETTLED_AT_LEAST, SETTLED_AT_MOST = 60.0, DAY
 
 # RFC 9773 4.3.2 and 4.3.3: how often to ask about a renewal.
 ASK_EARLIEST = 60.0
 ASK_LATEST = DAY
 ASK_AFTER_FAILURE = 6 * HOUR
 
-# What a CA may ask for at most with Retry-After: the windows of Let's Encrypt's limits are a week.
+# What a CA may ask for at most with Retry-After, and what it may not have cost then is in `_asked_until`: the windows
+# of Let's Encrypt's limits are a week.
 LONGEST_RETRY_AFTER = 7 * DAY
 # Where it says that there were too many, and not when to come again.
 RATE_LIMITED = HOUR
@@ -56,6 +60,7 @@ class Held:
     not_after: float
     identifier: str = ""  # RFC 9773 4.1
     challenge: str = ""  # how its names were proven
+    taken: float = 0.0  # when it was put in place, by this machine's clock; 0 if that is not known
 
     @property
     def lifetime(self) -> float:
@@ -119,21 +124,35 @@ def next_step(wanted: Wanted, held: Held | None, schedule: Schedule, now: float,
 
 
 def due_at(wanted: Wanted, held: Held | None, schedule: Schedule, now: float) -> tuple[str, float]:
-    """Return why a certificate is to be ordered, and from when on."""
+    """Return why a certificate is to be ordered, and from when on.
+
+    Deliberate: a moment of the CA's window that has passed is "immediately" in RFC 9773 4.2, and here it is not before
+    the certificate has been there for a while. Otherwise a CA whose windows are always in the past, or that issues what
+    has nearly expired, would have us order without end. A CA that has to revoke what it issued a moment ago waits for a
+    day, and `forced` does not.
+    """
     if held is None:
         return "there is none", 0.0
     if missing := names_missing(wanted, held):
         return f"the one there is, is not for {', '.join(missing)}", 0.0
     if held.directory != wanted.directory:
         return "another CA was chosen", 0.0
+    settled = _settled_at(held, now)
     if now >= held.not_after:
-        return "it has expired", held.not_after
+        return "it has expired", max(held.not_after, min(settled, held.not_after + SETTLED_AT_LEAST))
     if schedule.window is not None and schedule.asked == held.version:
         start, end = schedule.window
         chosen = start + (end - start) * fraction(held.version)
-        return "the CA suggests it", min(chosen, held.not_after - held.lifetime * LEFT_AT_MOST_LATE)
+        return "the CA suggests it", max(settled, min(chosen, held.not_after - held.lifetime * LEFT_AT_MOST_LATE))
     early = held.lifetime * JITTER * fraction(held.version)
-    return "a third of its lifetime is left", held.not_after - held.lifetime * LEFT_AT_RENEWAL - early
+    return "a third of its lifetime is left", max(settled, held.not_after - held.lifetime * LEFT_AT_RENEWAL - early)
+
+
+def _settled_at(held: Held, now: float) -> float:
+    """Return before when nothing replaces a certificate but what is about the names, the CA, or its end."""
+    # A note of the future is of a clock that was wrong.
+    since = max(held.not_before, held.taken if held.taken <= now + SKEW else 0.0)
+    return since + max(SETTLED_AT_LEAST, min(SETTLED_AT_MOST, (held.not_after - since) * SETTLED))
 
 
 def serves(wanted: Wanted, held: Held) -> bool:
@@ -197,21 +216,45 @@ def failed(
     now: float,
     chance: float,
     pace: Pace,
+    held: Held | None = None,
 ) -> Schedule:
-    """Note a failed attempt. `retry_after` is what the CA has asked for, `chance` from 0 to 1.
+    """Note a failed attempt. `retry_after` is what the CA has asked for, `chance` from 0 to 1, `held` what is served.
 
     Half as much again is added at most, so that all those that a CA has failed at once do not come back at once.
+
+    What is asked for with a 503, by the CA or something in front of it, is a guess about when there will be somebody to
+    ask (RFC 9110 15.6.4): it lengthens our own patience up to its bound, and whoever forces an order need not wait for
+    it. What comes with a limit is when the CA takes an order again (RFC 8555 6.6), and nobody asks before.
     """
     failures = schedule.failures + 1
+    patience = backoff(kind, failures, pace)
+    ca_until = 0.0
+    if kind == "unreachable":
+        patience = max(patience, min(retry_after or 0.0, pace.longest))
+    elif retry_after:
+        ca_until = _asked_until(retry_after, held, now, pace)
     return replace(
         schedule,
         attempted=now,
         failures=failures,
         unproven=schedule.unproven + (kind == "unproven"),
         error=error,
-        retry_at=now + backoff(kind, failures, pace) * (1 + chance / 2),
-        ca_until=now + min(max(retry_after, 0.0), LONGEST_RETRY_AFTER) if retry_after else 0.0,
+        retry_at=now + patience * (1 + chance / 2),
+        ca_until=ca_until,
     )
+
+
+def _asked_until(retry_after: float, held: Held | None, now: float, pace: Pace) -> float:
+    """Return until when a CA is not asked that has said when to come again.
+
+    No longer than until a tenth of the life of what is served is left, and then `pace.longest` each time: a certificate
+    of six days would not survive a week, and a limit that is still there only says so once more.
+    """
+    until = now + min(max(retry_after, 0.0), LONGEST_RETRY_AFTER)
+    if held is None:
+        return until
+    latest = held.not_after - held.lifetime * LEFT_AT_MOST_LATE
+    return min(until, max(latest, now + pace.longest))
 
 
 def backoff(kind: Kind, failures: int, pace: Pace) -> float:

@@ -9,8 +9,8 @@
 
 Everything is for the owner alone: directories 0700, files 0600. A file is written under another name, flushed, and
 renamed, so that a crash or a full disk leaves the old one or the new one. A certificate and its key appear together,
-with the renaming of `current`. A version that was once complete is never changed, so that whoever reads it while it is
-replaced still reads a pair.
+with the renaming of `current`, and only if they can be served. A version that was once complete is never changed, so
+that whoever reads it while it is replaced still reads a pair.
 
 May block on the disk: main thread and ACME thread. Nothing here knows the protocol.
 """
@@ -18,6 +18,7 @@ May block on the disk: main thread and ACME thread. Nothing here knows the proto
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hardserve.tls.acme.pki import UnusableError, inspect, load_key
 from hardserve.tls.acme.schedule import Held, Schedule
+from hardserve.tls.certificates import CertificateError, load
+from hardserve.tls.pemfiles import user_name
+from hardserve.tls.policy import PairFiles
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -96,11 +100,31 @@ class StateDirectory:
     def __repr__(self) -> str:
         return f"<StateDirectory {self.path}>"
 
+    def check(self) -> None:
+        """Raise PermissionError where somebody else can put a certificate and its key here; nothing at all is good."""
+        for directory in (self.path, self.path / _CERTIFICATES):
+            try:
+                status = directory.stat()
+            except PermissionError:
+                raise
+            except OSError:
+                continue
+            which = "it" if directory == self.path else f"its part {_CERTIFICATES}"
+            if status.st_uid not in (0, os.geteuid()):
+                problem = f"{which} belongs to user {user_name(status.st_uid)}, who can put others in their place"
+            elif status.st_mode & 0o002:
+                problem = f"{which} can be changed by everybody, who can put others in their place (chmod go-w)"
+            else:
+                # Its group may have been let in by whoever mounts volumes, and means ourselves; `prepare` closes it.
+                continue
+            raise PermissionError(errno.EPERM, problem, str(directory))
+
     def prepare(self) -> None:
-        """Make the directory, close it to others, and find out whether it can be written to."""
+        """Make the directory, close it to others, and find out whether it can be written to. As `check`."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         certificates = self.path / _CERTIFICATES
         certificates.mkdir(mode=0o700, exist_ok=True)
+        self.check()
         for directory in (self.path, certificates):
             if stat.S_IMODE(directory.stat().st_mode) & 0o077:
                 directory.chmod(0o700)
@@ -155,13 +179,33 @@ class StateDirectory:
 
     def held(self) -> Held | None:
         """Return the certificate in use, None if there is none that could be served. Expired ones count."""
-        try:
-            version = Path(os.readlink(self.path / _CURRENT)).name
-        except OSError:
+        version = self.current()
+        if not version:
             return None
         if self._seen is None or self._seen[0] != version:
             self._seen = version, self._inspect(version)
         return self._seen[1]
+
+    def current(self) -> str:
+        """Return the version in use, whatever is in it; "" for none."""
+        try:
+            return Path(os.readlink(self.path / _CURRENT)).name
+        except OSError:
+            return ""
+
+    def former(self) -> Held | None:
+        """Return the newest version besides the one in use, None if there is none that could be served."""
+        current = self.current()
+        try:
+            versions = [version for version in self._versions() if version != current]
+        except OSError:
+            return None
+        return self._inspect(versions[-1]) if versions else None
+
+    def _versions(self) -> list[str]:
+        """Return what is complete, the oldest first."""
+        entries = (self.path / _CERTIFICATES).iterdir()
+        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
     def pair(self, held: Held) -> Pair:
         directory = self.path / _CERTIFICATES / held.version
@@ -184,6 +228,7 @@ class StateDirectory:
             not_after=leaf.not_after,
             identifier=leaf.identifier,
             challenge=str(about.get("challenge", "")),
+            taken=_moment(about.get("taken")),
         )
 
     def install(self, chain: bytes, key: bytes, about: dict[str, str]) -> Held:
@@ -201,12 +246,17 @@ class StateDirectory:
             _create(unfinished / "key.pem", key)
             _create(unfinished / "certificate.pem", chain)
             _create(unfinished / "about.json", _json(about))
+            # What a server would do with it, whose clock has its say elsewhere.
+            load(PairFiles(unfinished / "certificate.pem", unfinished / "key.pem", issued=True), -math.inf)
             _flush(unfinished)
             unfinished.rename(certificates / version)
             _flush(certificates)
             link.unlink(missing_ok=True)
             link.symlink_to(Path(_CERTIFICATES) / version)
             link.rename(self.path / _CURRENT)
+        except CertificateError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise UnusableError("; ".join(error.problems).replace(f"{unfinished}/", "the new ")) from error
         except OSError:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -216,18 +266,15 @@ class StateDirectory:
             raise UnusableError("the certificate could not be read again")
         return held
 
-    def tidy(self) -> None:
+    def tidy(self, served: str = "") -> None:
         """Remove old versions, what a crash has left half-written, and an order whose certificate is in use.
 
-        For whoever holds the lock.
+        The version that is `served` stays. For whoever holds the lock.
         """
         certificates = self.path / _CERTIFICATES
-        try:
-            current = Path(os.readlink(self.path / _CURRENT)).name
-        except OSError:
-            current = ""
-        versions = sorted(entry.name for entry in certificates.iterdir() if not entry.name.startswith("."))
-        kept = {current, *[version for version in versions if version != current][-(KEPT_VERSIONS - 1) :]}
+        current = self.current()
+        former = [version for version in self._versions() if version != current]
+        kept = {current, served, *former[-(KEPT_VERSIONS - 1) :]}
         for entry in certificates.iterdir():
             if entry.name not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
@@ -325,6 +372,15 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise TypeError
     return tuple(_text(item) for item in value)
+
+
+def _moment(text: object) -> float:
+    """Return a time of about.json, 0 for none."""
+    try:
+        moment = float(str(text))
+    except ValueError:
+        return 0.0
+    return moment if math.isfinite(moment) else 0.0
 
 
 def _window(value: object) -> tuple[float, float] | None:
