@@ -279,7 +279,7 @@ class Handshaking(Wire):
 
     def as_plain(self) -> PlainTransport:
         """Return the same socket without TLS, for what is to be said to a peer that has none."""
-        return PlainTransport(self._socket, self._held)
+        return self._plain
 
 
 def _check_first(data: bytes) -> None:

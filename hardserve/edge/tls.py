@@ -46,12 +46,9 @@ memory), 24 after a large request.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import ssl
-import struct
-import termios
 import threading
 
 from hardserve.edge.handshake import Choose, Handshaking
@@ -81,8 +78,6 @@ KEPT_UNSENT_BYTES = 1 << 20
 MAX_UNREAD_ALERT_BYTES = 4096
 # How much the ratio of plaintext to what is on the wire remembers: about what the kernel holds.
 RATIO_BYTES = 262144
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class TlsTransport(Handshaking):
@@ -305,15 +300,11 @@ class TlsTransport(Handshaking):
 
     def keep_unsent(self, most: int) -> None:
         # What is encrypted is copied, whoever reads it: not as much of it as of a file in the page cache.
-        with contextlib.suppress(OSError, AttributeError):
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, min(most, KEPT_UNSENT_BYTES))
+        self._plain.keep_unsent(min(most, KEPT_UNSENT_BYTES))
 
     def unacknowledged(self) -> int:
         """As Transport: in bytes of what was sent, not of what TLS made of it."""
-        try:
-            held: int = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
-        except (OSError, ValueError):  # the latter for a socket that is closed
-            return 0
+        held = self._plain.unacknowledged()
         if self._owed:
             # Of the last piece nothing was reported as taken, and its beginning is with the kernel, behind all else.
             # Less than nothing is what of it has reached the peer.
@@ -339,13 +330,9 @@ class TlsTransport(Handshaking):
                 self._flush()
 
     def close(self, *, reset: bool = False) -> None:
-        with contextlib.suppress(OSError):
-            if reset:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            elif self.facts is not None and not (self._shut or self._broken or self._computing):
-                with self._lock:
-                    if not self._unsent:
-                        self._say_goodbye()
-                        self._flush()
-        with contextlib.suppress(OSError):
-            self._socket.close()
+        if not reset and self.facts is not None and not (self._shut or self._broken or self._computing):
+            with contextlib.suppress(OSError), self._lock:
+                if not self._unsent:
+                    self._say_goodbye()
+                    self._flush()
+        self._plain.close(reset=reset)

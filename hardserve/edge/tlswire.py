@@ -8,11 +8,10 @@ I/O thread during the handshake, later whoever has the lock (edge.tls).
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 
-from hardserve.edge.transport import HELD_BYTES, HeldCalls
+from hardserve.edge.transport import HeldCalls, PlainTransport
 
 # From the socket at once: half of the largest record. It bounds what stays allocated (see edge.tls).
 READ_BYTES = 8192
@@ -21,11 +20,16 @@ READ_BYTES = 8192
 class Wire:
     """A connected, non-blocking stream socket with buffers."""
 
-    __slots__ = ("_held", "_incoming", "_outgoing", "_shut", "_shut_sent", "_socket", "_unsent")
+    __slots__ = (
+        "_incoming", "_outgoing", "_plain", "_receive_raw", "_send_raw", "_shut", "_shut_sent", "_socket", "_unsent",
+    )  # fmt: skip
 
     def __init__(self, connected: socket.socket, held: HeldCalls) -> None:
         self._socket = connected
-        self._held = held
+        self._plain = plain = PlainTransport(connected, held)
+        # One call for what each request takes twice.
+        self._receive_raw = plain.receive
+        self._send_raw = plain.send
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._unsent: bytes | memoryview = b""  # encrypted
@@ -34,20 +38,6 @@ class Wire:
 
     def fileno(self) -> int:
         return self._socket.fileno()
-
-    def _receive_raw(self, max_bytes: int) -> bytes | None:
-        try:
-            return self._held.receive(self._socket.fileno(), max_bytes)
-        except (BlockingIOError, InterruptedError):
-            return None
-
-    def _send_raw(self, data: bytes | memoryview) -> int:
-        try:
-            if type(data) is bytes and len(data) <= HELD_BYTES:
-                return self._held.send(self._socket.fileno(), data)
-            return self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
 
     def _flush(self) -> bool:
         """Send what is encrypted; return whether all of it left."""
@@ -63,6 +53,5 @@ class Wire:
             self._unsent = b""
         if self._shut and not self._shut_sent:
             self._shut_sent = True
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
+            self._plain.shutdown_write()
         return True
