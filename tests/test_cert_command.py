@@ -561,6 +561,7 @@ def test_a_running_server_makes_its_own_anew(run: Run, tmp_path: Path, start_com
     (served / "app.py").write_text("from flask import Flask\napp = Flask(__name__)\napp.get('/')(lambda: 'hello')\n")
     with tempfile.TemporaryDirectory(prefix="hs") as short:
         given = ("--tls", "self-signed", "--tls-state", str(tmp_path / "state"), "--control", f"{short}/s")
+        given += ("--limits-client-connection-rate", "0")  # for who looks again and again
         with start_command("app:app", *given, directory=served) as command:
             shown = []
             with Client(TlsSocket(_connected(command.port), client_context())) as open_one:
