@@ -97,8 +97,12 @@ def transport(request: pytest.FixtureRequest) -> str:
 # --- no waiting for the garbage of others ---
 
 
-def pytest_collection_finish() -> None:
-    """Keep what importing all these modules has made out of every later collection: many tests make one."""
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """Keep what is there before a module, imports and reports, out of its collections of garbage: many tests make one.
+
+    Ten thousand tests leave as many reports, and what takes a millisecond in a module that runs alone takes fifty.
+    """
     gc.collect()
     gc.freeze()
 

@@ -384,11 +384,12 @@ def test_one_that_says_nothing_of_its_purpose(issuer: Authority, tmp_path: Path)
     ("at", "errors", "warnings"),
     [
         pytest.param(
-            -1,
+            -61,
             [],
-            ["is not valid before 2026-01-01 00:00, and by this machine's clock it is 2025-12-31 23:59"],
+            ["is not valid before 2026-01-01 00:00, and by this machine's clock it is 2025-12-31 23:58"],
             id="early",
         ),
+        pytest.param(-60, [], [], id="as good as the first second"),
         pytest.param(-56 * 365 * DAY_S, [], ["by this machine's clock it is 1970-01-15"], id="a Pi without a battery"),
         pytest.param(0, [], [], id="the first second"),
         pytest.param(90 * DAY_S - 1, [], [], id="the last second"),

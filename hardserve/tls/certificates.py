@@ -40,6 +40,8 @@ from hardserve.values import show
 __all__ = ["CertificateError", "Pair", "day", "fingerprint_of", "judge", "load"]
 
 DAY_S = 86_400
+# A certificate that was made a moment ago is no sign of a wrong clock.
+SKEW_S = 60.0
 # X509_V_FLAG_NO_CHECK_TIME and codes of X509_verify_cert (openssl/x509_vfy.h), for which Python has no names.
 _NO_CHECK_TIME = 0x200000
 _UNKNOWN_ISSUER = (2, 20, 21)
@@ -113,7 +115,7 @@ def judge(pair: Pair, now: float) -> tuple[list[str], list[str]]:
     """Return errors and warnings about the time `now`, in seconds of the epoch. Pure."""
     if now >= pair.not_after:
         return [f"the certificate in {pair.certificate} has expired, on {day(pair.not_after)}"], []
-    if now < pair.not_before:
+    if now < pair.not_before - SKEW_S:
         when = f"not valid before {minute(pair.not_before)}, and by this machine's clock it is {minute(now)}"
         return [], [f"the certificate in {pair.certificate} is {when}: served all the same, as the clock may be wrong"]
     return [], []
