@@ -70,6 +70,8 @@ def _of(cause: BaseException, now: float) -> str:
 
 def _of_tls(error: ssl.SSLError) -> str:
     reason = getattr(error, "reason", None)  # only where OpenSSL has made it
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or reason == "UNEXPECTED_EOF_WHILE_READING":
+        return "it has closed the connection"
     if reason == "NO_CERTIFICATE_OR_CRL_FOUND":
         return "acme.ca_file holds no certificate"
     return f"TLS: {(reason or error.strerror or 'no handshake').lower().replace('_', ' ')}"
