@@ -69,7 +69,7 @@ same certificate, and TLS 1.3 with AES-256-GCM is what is looked for.
 alive: two servers, loaded in turns (A B B A, then B A A B); wrk, {connections} kept connections. The server has one
 core and wrk the other, whose own TLS is not the server's; then once more without that, and without a bar: OpenSSL lets
 go of the interpreter lock, and threads on two cores pass it on more dearly than on one.
-proxied: as `python -m tests.bench` has it, but for gunicorn's threads, 8 as ours, and its workers.
+proxied: gunicorn as `python -m tests.bench` has it, with 4 threads; then with 8, as ours, and with two workers.
 handshakes: server on one core, clients on another: {shakers} openssl s_time, which never resume (wrk does). The
 clients compute more than the server. Where its core is not busy ("cores"), the rate is theirs; what a core
 of the server is good for is "a core second". "bare" is a handshake and no request, else it is for a file
@@ -175,11 +175,11 @@ class Bench(Sampled):
             drive(it, 1, self.options.connections)
             return of_loads([self._drive(it)])
 
-        servers = [ours({}), *(gunicorn_behind_nginx(workers, self._pair) for workers in GUNICORN)]
+        servers = [ours({}), *(gunicorn_behind_nginx(size, self._pair) for size in GUNICORN)]
         self._compare("proxied", servers, measure)
-        for workers, peer in GUNICORN.items():
-            what = f"req/s against nginx with TLS, gunicorn {workers} x 8"
-            if workers == 1:
+        for number, ((workers, threads), peer) in enumerate(GUNICORN.items()):
+            what = f"req/s against nginx with TLS, gunicorn {workers} x {threads}"
+            if number == 0:
                 self._bar_against("proxied", OURS, peer, what, 2.5)
             elif found := self.against("proxied", OURS, peer, "rps"):
                 self._more_said.append(

@@ -11,7 +11,8 @@ from tests.certs import client_context
 from .peers import SERVERS, Run, Server
 from .process import Running
 
-GUNICORN = {1: "nginx, gunicorn 1 x 8", 2: "nginx, gunicorn 2 x 8"}
+# Workers and threads; the first is what `python -m tests.bench` has.
+GUNICORN = {(1, 4): "nginx, gunicorn 1 x 4", (1, 8): "nginx, gunicorn 1 x 8", (2, 8): "nginx, gunicorn 2 x 8"}
 
 
 class TlsRunning(Running):
@@ -48,12 +49,13 @@ def with_tls(config: str, run: Run, pair: PairFiles) -> str:
         ssl_session_cache shared:tls:10m;{after}"""
 
 
-def gunicorn_behind_nginx(workers: int, pair: PairFiles) -> Server:
-    """Return nginx with TLS in front of gunicorn as the other benchmarks have it, with so many workers of 8 threads."""
+def gunicorn_behind_nginx(size: tuple[int, int], pair: PairFiles) -> Server:
+    """Return nginx with TLS in front of gunicorn as the other benchmarks have it, with so many workers and threads."""
     plain = SERVERS["nginx-gunicorn"]
+    workers, threads = map(str, size)
 
     def commands(run: Run) -> list[list[str]]:
         app, front = plain.commands(run)
-        return [[*app[:-1], "--workers", str(workers), "--threads", "8", app[-1]], front]
+        return [[*app[:-1], "--workers", workers, "--threads", threads, app[-1]], front]
 
-    return behind_tls(replace(plain, name=GUNICORN[workers], note="", commands=commands), pair)
+    return behind_tls(replace(plain, name=GUNICORN[size], note="", commands=commands), pair)
