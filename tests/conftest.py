@@ -94,6 +94,18 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+# --- a browser ---
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return a browser that knows no site yet but those of other tests."""
+    from tests.browser import running_browser  # it starts slowly, and few need it
+
+    with running_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
 # --- no waiting for the garbage of others ---
 
 
@@ -195,15 +207,6 @@ def start_command(tmp_path_factory: pytest.TempPathFactory) -> StartCommand:
             process.stderr.close()
 
     return start
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Return a browser that knows no site yet but those of other tests."""
-    from tests.browser import running_browser  # it starts slowly, and few need it
-
-    with running_browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from . import report, wrk
+from .command import has_programs
 from .idle import idle_clients
 from .peers import ABLATIONS, APP_DIRECTORY, OURS, REPOSITORY, SERVERS, Run, Server, program
 from .process import Running, StartError, environment, free_port, machine_busy_s, running
@@ -57,8 +58,7 @@ _SETTLE_S = 0.3
 
 def main() -> int:
     options = _arguments()
-    if not program("wrk"):
-        print("no wrk program, so nothing can be measured: apt-get install wrk", file=sys.stderr)
+    if not has_programs({"wrk": "wrk"}):
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # so that `finally` runs and the servers end

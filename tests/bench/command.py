@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from . import report
+from .peers import program
 from .process import StartError
 from .report import Bar, Sample, Spread, bar_table, compare, spread, table
 
@@ -59,6 +60,15 @@ def from_1_to(limit: int) -> Callable[[str], int]:
         return number
 
     return count
+
+
+def has_programs(packages: Mapping[str, str]) -> bool:
+    """Return whether all these programs are there, or say which is not and the package that it is in."""
+    for name, package in packages.items():
+        if not program(name):
+            print(f"no {name} program, so nothing can be measured: apt-get install {package}", file=sys.stderr)
+            return False
+    return True
 
 
 class Parts:

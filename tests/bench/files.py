@@ -17,13 +17,13 @@ from statistics import median
 
 from tests.slowfs import Unavailable, slow_filesystem
 
-from .command import Sampled, from_1_to, parser, run
+from .command import Sampled, from_1_to, has_programs, parser, run
 from .files_clients import ADDRESSES, download, downloaders
 from .files_servers import NGINX, WHITENOISE, Mounts, nginx, ours, whitenoise
 from .hostile_normal import NormalClient
 from .limits import of_felt, of_loads
 from .limits_load import Load, Watch, drive
-from .peers import OURS, REPOSITORY, Run, Server, program
+from .peers import OURS, REPOSITORY, Run, Server
 from .process import Running, free_port, running
 from .report import MIB, compare, spread
 
@@ -87,10 +87,8 @@ class Answer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    for name, package in (("wrk", "wrk"), ("curl", "curl"), ("nginx", "nginx-light")):
-        if not program(name):
-            print(f"no {name} program, so nothing can be measured: apt-get install {package}", file=sys.stderr)
-            return 1
+    if not has_programs({"wrk": "wrk", "curl": "curl", "nginx": "nginx-light"}):
+        return 1
     with tempfile.TemporaryDirectory(prefix="hardserve-files-") as directory:
         return run(Bench(options, Path(directory)))
 

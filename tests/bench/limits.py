@@ -15,12 +15,12 @@ from statistics import median
 
 from hardserve.settings import RateLimitingSettings
 
-from .command import Sampled, from_1_to, parser, run
+from .command import Sampled, from_1_to, has_programs, parser, run
 from .hostile_normal import ADDRESS, Felt, NormalClient
 from .limits_forged import SOURCE, start_forging
 from .limits_load import Load, Used, Watch, ask, drive
 from .limits_store import measure
-from .peers import OURS, REPOSITORY, SERVERS, Run, program
+from .peers import OURS, REPOSITORY, SERVERS, Run
 from .process import Running, free_port, running
 from .report import Spread, compare, spread
 
@@ -76,8 +76,7 @@ _BEFORE, _AFTER = "127.0.0.3", "127.0.0.4"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if not program("wrk"):
-        print("no wrk program, so nothing can be measured: apt-get install wrk", file=sys.stderr)
+    if not has_programs({"wrk": "wrk"}):
         return 1
     return run(Bench(options))
 

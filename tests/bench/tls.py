@@ -22,13 +22,13 @@ from pathlib import Path
 from hardserve.tls.policy import PairFiles
 from tests.certs import Authority, Made, client_context
 
-from .command import Sampled, from_1_to, parser, run
+from .command import Sampled, from_1_to, has_programs, parser, run
 from .files_clients import download
 from .files_servers import NGINX, nginx, ours
 from .hostile_normal import PATIENCE_S, Felt, Outcome
 from .limits import of_felt, of_loads
 from .limits_load import Load, Watch, drive
-from .peers import OURS, Run, Server, program
+from .peers import OURS, Run, Server
 from .process import Running, free_port, running
 from .report import MIB, Spread, compare, spread
 from .tls_clients import ADDRESSES, Client, client
@@ -94,10 +94,8 @@ _LARGE_APP = f'def app(_, start):\n    start("200 OK", [("Content-Length", "{PAG
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    for name, package in (("wrk", "wrk"), ("curl", "curl"), ("nginx", "nginx-light"), ("openssl", "openssl")):
-        if not program(name):
-            print(f"no {name} program, so nothing can be measured: apt-get install {package}", file=sys.stderr)
-            return 1
+    if not has_programs({"wrk": "wrk", "curl": "curl", "nginx": "nginx-light", "openssl": "openssl"}):
+        return 1
     with tempfile.TemporaryDirectory(prefix="hardserve-tls-") as directory:
         return run(Bench(options, Path(directory)))
 
