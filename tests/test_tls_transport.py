@@ -35,7 +35,7 @@ from hardserve.edge.loop import Loop
 from hardserve.edge.parsing import Request
 from hardserve.edge.tls import TlsTransport
 from hardserve.edge.tlsfacts import client_names
-from hardserve.edge.transport import HeldCalls
+from hardserve.edge.transport import HeldCalls, PlainTransport
 from hardserve.pool import Pool
 from hardserve.tls.acme import pki
 from hardserve.tls.acme.challenges import Challenges
@@ -109,7 +109,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 def joined(context: ssl.SSLContext) -> Iterator[Joined]:
     """A transport whose handshake has not begun."""
     ours, theirs = tcp_pair()
-    pair = Joined(TlsTransport(ours, HeldCalls(), context), theirs)
+    pair = Joined(TlsTransport(PlainTransport(ours, HeldCalls()), context), theirs)
     try:
         yield pair
     finally:
@@ -351,7 +351,7 @@ def test_what_was_read_before_is_the_beginning(server: ssl.SSLContext) -> None:
     hello = outgoing.read()
     ours, theirs = tcp_pair()
     with theirs:
-        transport = TlsTransport(ours, HeldCalls(), server, first=hello[:100])
+        transport = TlsTransport(PlainTransport(ours, HeldCalls()), server, first=hello[:100])
         assert transport.advance() == "read"
         theirs.sendall(hello[100:])
         wait_for(transport, "read")
@@ -593,7 +593,7 @@ def test_another_context_is_chosen_by_what_a_client_says(tmp_path: Path, version
             return other if hello.is_validation else None
 
         ours, theirs = tcp_pair()
-        pair = Joined(TlsTransport(ours, HeldCalls(), ordinary, choose=choose), theirs)
+        pair = Joined(TlsTransport(PlainTransport(ours, HeldCalls()), ordinary, choose=choose), theirs)
         client = client_context(version=version, alpn=[protocol])
         with in_thread(lambda: setattr(pair, "client", wrapped(pair.raw, client, "localhost"))):  # noqa: B023
             shake(pair.transport)
@@ -612,7 +612,10 @@ def test_it_is_chosen_once_even_if_the_client_says_it_again(tmp_path: Path) -> N
     chosen.set_ecdh_curve("secp384r1")  # no client guesses that
     asked: list[ClientHello] = []
     ours, theirs = tcp_pair()
-    pair = Joined(TlsTransport(ours, HeldCalls(), context, choose=lambda hello: asked.append(hello) or chosen), theirs)
+    pair = Joined(
+        TlsTransport(PlainTransport(ours, HeldCalls()), context, choose=lambda hello: asked.append(hello) or chosen),
+        theirs,
+    )
     client = client_context(version="1.3")
     with in_thread(lambda: setattr(pair, "client", wrapped(pair.raw, client))):
         shake(pair.transport)
@@ -1166,7 +1169,7 @@ def s_client(context: ssl.SSLContext, *options: str) -> Iterator[tuple[TlsTransp
             try:
                 ours, _ = listening.accept()
                 ours.setblocking(False)
-                with contextlib.closing(TlsTransport(ours, HeldCalls(), context)) as transport:
+                with contextlib.closing(TlsTransport(PlainTransport(ours, HeldCalls()), context)) as transport:
                     yield transport, process
             finally:
                 process.kill()

@@ -30,7 +30,6 @@ another. From then on OpenSSL gets all that comes, for it takes no hello any mor
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ from typing import Literal
 
 from hardserve.edge.tlsfacts import Facts, client_names
 from hardserve.edge.tlswire import READ_BYTES, Wire
-from hardserve.edge.transport import HeldCalls, PlainTransport
+from hardserve.edge.transport import PlainTransport
 from hardserve.tls.hello import HANDSHAKE, RECORD_HEADER_BYTES, BadHelloError, ClientHello, HelloReader
 
 Need = Literal["read", "write", "compute", "done"]
@@ -95,14 +94,13 @@ class Handshaking(Wire):
 
     def __init__(
         self,
-        connected: socket.socket,
-        held: HeldCalls,
+        plain: PlainTransport,
         context: ssl.SSLContext,
         *,
         first: bytes = b"",
         choose: Choose | None = None,
     ) -> None:
-        super().__init__(connected, held)
+        super().__init__(plain)
         self.facts: Facts | None = None  # once it is done
         self._tls: ssl.SSLObject  # once the ClientHello is there
         self._more = False  # of what arrived, something is left for whoever reads

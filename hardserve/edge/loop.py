@@ -339,9 +339,9 @@ class Loop:
 
     def _admit(self, accepted: socket.socket, peer: Peer, client: str, listener: Listener, now: float) -> None:
         try:
-            transport: Transport = PlainTransport(accepted, self._held_calls)
-            if listener.tls and not listener.proxy_protocol:
-                transport = self.secure(transport, b"")  # type: ignore[arg-type]
+            plain = PlainTransport(accepted, self._held_calls)
+            now_tls = listener.tls and not listener.proxy_protocol  # else after the header, if at all
+            transport: Transport = self.secure(plain, b"") if now_tls else plain
             connection = Connection(
                 self._ctx,
                 transport,
@@ -362,7 +362,7 @@ class Loop:
 
     def secure(self, plain: PlainTransport, first: bytes) -> TlsTransport:
         """Return TLS over what was a plain transport until now."""
-        return TlsTransport(plain.detach(), self._held_calls, self._tls(), first=first, choose=self._choose)
+        return TlsTransport(plain, self._tls(), first=first, choose=self._choose)
 
     def identify(self, connection: Connection, peer: Peer, now: float) -> Refusal | Cut | None:
         """Have a connection count as one of `peer`, which a trusted proxy says it is of; return why it may not be."""

@@ -47,13 +47,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import ssl
 import threading
 
 from hardserve.edge.handshake import Choose, Handshaking
 from hardserve.edge.tlswire import READ_BYTES
-from hardserve.edge.transport import HeldCalls
+from hardserve.edge.transport import PlainTransport
 from hardserve.tls.hello import RECORD_BYTES
 
 # Records taken apart in one call: they may hold a byte each, and then take longer than what they carry.
@@ -89,14 +88,13 @@ class TlsTransport(Handshaking):
 
     def __init__(
         self,
-        connected: socket.socket,
-        held: HeldCalls,
+        plain: PlainTransport,
         context: ssl.SSLContext,
         *,
         first: bytes = b"",
         choose: Choose | None = None,
     ) -> None:
-        super().__init__(connected, held, context, first=first, choose=choose)
+        super().__init__(plain, context, first=first, choose=choose)
         self._lock = threading.Lock()
         # Reading.
         self._ended = False  # the peer sends no more

@@ -8,10 +8,9 @@ I/O thread during the handshake, later whoever has the lock (edge.tls).
 
 from __future__ import annotations
 
-import socket
 import ssl
 
-from hardserve.edge.transport import HeldCalls, PlainTransport
+from hardserve.edge.transport import PlainTransport
 
 # From the socket at once: half of the largest record. It bounds what stays allocated (see edge.tls).
 READ_BYTES = 8192
@@ -24,9 +23,9 @@ class Wire:
         "_incoming", "_outgoing", "_plain", "_receive_raw", "_send_raw", "_shut", "_shut_sent", "_socket", "_unsent",
     )  # fmt: skip
 
-    def __init__(self, connected: socket.socket, held: HeldCalls) -> None:
-        self._socket = connected
-        self._plain = plain = PlainTransport(connected, held)
+    def __init__(self, plain: PlainTransport) -> None:
+        self._plain = plain
+        self._socket = plain.socket
         # One call for what each request takes twice.
         self._receive_raw = plain.receive
         self._send_raw = plain.send

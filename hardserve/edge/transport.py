@@ -157,8 +157,9 @@ class PlainTransport:
     def flush(self) -> None:
         return
 
-    def detach(self) -> socket.socket:
-        """Return the socket, for another transport. This one is not used any more."""
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for a transport on top of this one."""
         return self._socket
 
     def unacknowledged(self) -> int:

@@ -116,7 +116,7 @@ def plain_end(connected: socket.socket, _context: ssl.SSLContext) -> PlainTransp
 
 
 def buffered_end(connected: socket.socket, context: ssl.SSLContext) -> TlsTransport:
-    transport = TlsTransport(connected, HELD, context)
+    transport = TlsTransport(PlainTransport(connected, HELD), context)
     while (need := transport.handshake()) != "done":
         wait(transport, need)
     return transport
@@ -314,7 +314,7 @@ def at_once(context: ssl.SSLContext, *, helper: bool) -> tuple[float, float]:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.sendall(said)
-        begun.append(TlsTransport(ours, HELD, context, first=b""))
+        begun.append(TlsTransport(PlainTransport(ours, HELD), context, first=b""))
         theirs.detach()
     posted: deque[Callable[[float], None]] = deque()
     pool = Pool("handshake", 1, AT_ONCE)
