@@ -8,8 +8,8 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-# What is not an object's own, whoever refers to it.
-_SHARED = (
+# What is not an object's own, whoever refers to it; from most of them one comes to all there is in the process.
+SHARED = (
     type,
     types.ModuleType,
     types.FunctionType,
@@ -31,7 +31,7 @@ def kept_bytes(thing: object, shared: Iterable[object] = ()) -> int:
     total = 0
     while waiting:
         each = waiting.pop()
-        if id(each) in seen or isinstance(each, _SHARED):
+        if id(each) in seen or isinstance(each, SHARED):
             continue
         seen.add(id(each))
         total += sys.getsizeof(each)

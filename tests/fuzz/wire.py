@@ -29,7 +29,7 @@ from hardserve.edge.connection import Connection
 from hardserve.settings import LimitSettings, Settings
 from tests.fuzz.answers import Answer, read_answers
 from tests.fuzz.grammar import Case, case, content_of, split
-from tests.fuzz.memory import kept_bytes
+from tests.fuzz.memory import SHARED, kept_bytes
 from tests.fuzz.oracle import Asked, Reading, Tail, Violation, read
 from tests.fuzz.pure import compare
 from tests.support import Running, serving, switching_often
@@ -351,7 +351,7 @@ def _shared_by(connection: Connection) -> list[object]:
         name = type(each).__name__
         if str(type(each).__module__).startswith("hardserve") and name not in _OWN:
             shared.append(each)
-        elif not isinstance(each, type | threading.Thread):
+        elif not isinstance(each, SHARED):
             waiting += gc.get_referents(each)
     return shared
 
