@@ -45,7 +45,7 @@ def serve(app: Any, *, ready: Callable[[Server], None] | None = None, **settings
     from hardserve.loader import check_app  # noqa: PLC0415  # importing hardserve must cost nothing
     from hardserve.ops.logs import configure  # noqa: PLC0415
     from hardserve.options import from_keywords  # noqa: PLC0415
-    from hardserve.server import run  # noqa: PLC0415
+    from hardserve.service import run  # noqa: PLC0415
 
     resolved = from_keywords(**settings)
     check_app(app)

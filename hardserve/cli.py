@@ -1,6 +1,6 @@
 """The command: what is typed, what is printed, and the exit code.
 
-Exit codes: 0, 2 usage, 78 configuration (EX_CONFIG of sysexits.h), 1 anything else; and what server.run()
+Exit codes: 0, 2 usage, 78 configuration (EX_CONFIG of sysexits.h), 1 anything else; and what service.run()
 returns. Main thread, before and around everything else. It must not know how an app is found or served, and
 imports what does only when it is needed: `hardserve --version` reads neither Flask nor the server.
 """
@@ -294,7 +294,7 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
     from hardserve.ops.control import ControlError  # noqa: PLC0415
     from hardserve.ops.logs import configure  # noqa: PLC0415
     from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
-    from hardserve.server import run  # noqa: PLC0415
+    from hardserve.service import run  # noqa: PLC0415
 
     settings = resolved.settings
     # Until the logs can be opened again: a reload right after a start must not end it.

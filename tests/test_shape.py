@@ -51,10 +51,11 @@ ALLOWED: dict[str, set[str]] = {
     "server": EVERYBODYS
     | {"https", "mounting", "record"}
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
+    "service": EVERYBODYS | {"server", "ops", "wsgi", "__init__"},
     "cli": EVERYBODYS
-    | {"cert", "describe", "server", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
+    | {"cert", "describe", "service", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
     "__main__": {"cli"},
-    "__init__": EVERYBODYS | {"server", "options", "ops", "loader"},
+    "__init__": EVERYBODYS | {"server", "service", "options", "ops", "loader"},
 }
 # What else is under the package may use it as a user would.
 OTHERS = {"__init__"}
