@@ -42,11 +42,16 @@ def serve(app: Any, *, ready: Callable[[Server], None] | None = None, **settings
     logger is given a handler. Raises `hardserve.options.SettingsError` for settings, `hardserve.loader.LoadError` for
     an app in debug mode and `hardserve.edge.listener.ListenError` for an address in use.
     """
-    from hardserve.loader import check_app  # noqa: PLC0415  # importing hardserve must cost nothing
+    from hardserve.inherited import with_passed  # noqa: PLC0415  # importing hardserve must cost nothing
+    from hardserve.loader import check_app  # noqa: PLC0415
     from hardserve.ops.logs import configure  # noqa: PLC0415
     from hardserve.options import from_keywords  # noqa: PLC0415
     from hardserve.service import run  # noqa: PLC0415
+    from hardserve.successor import Started  # noqa: PLC0415
 
-    resolved = from_keywords(**settings)
+    started = Started.now()
+    chosen = from_keywords(**settings)
+    chosen = with_passed(chosen, started.passed, lambda key: key.removeprefix("server.") in settings)
     check_app(app)
-    return run(app, getattr(app, "name", None) or type(app).__name__, resolved, configure(resolved.log), ready)
+    name = getattr(app, "name", None) or type(app).__name__
+    return run(app, name, chosen, configure(chosen.log), ready, started=started)

@@ -5,16 +5,20 @@ returns. Main thread, before and around everything else. It must not know how an
 imports what does only when it is needed: `hardserve --version` reads neither Flask nor the server.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from hardserve.configfiles import shown_path
 from hardserve.describe import describe
 from hardserve.options import (
     DEFAULT,
@@ -47,10 +51,15 @@ from hardserve.settings import (
     StorageUrl,
     Text,
 )
-from hardserve.values import plain, show, without_password
+from hardserve.values import plain, show
+
+if TYPE_CHECKING:
+    from hardserve.successor import Started
 
 EXIT_FAILURE, EXIT_CONFIGURATION = 1, 78
 DEMO = "hardserve.demo:app"
+# The words in the place of APP that serve nothing.
+COMMANDS = ("config", "cert", "bans", "unban")
 
 # What most people set; `--help-all` has the rest.
 COMMON = (
@@ -244,33 +253,45 @@ def _run(
     if example:
         click.echo(example_toml(), nl=False)
         return
+    started = None if app in COMMANDS else _started()
     directory = Path.cwd()
-    dotenv = DotEnv() if no_env_file else DotEnv.find(directory, os.environ)
-    if env_file is not None:
-        dotenv = dotenv.overridden_by(DotEnv.load(env_file, directory=directory))
-    try:
+
+    def read(environ: Mapping[str, str]) -> tuple[Resolved, DotEnv]:
+        dotenv = DotEnv() if no_env_file else DotEnv.find(directory, environ)
+        if env_file is not None:
+            dotenv = dotenv.overridden_by(DotEnv.load(env_file, directory=directory))
         resolved = resolve(
             flags={keyword: raw for keyword, raw in flags.items() if raw not in (None, ())},
-            environ=os.environ,
+            environ=environ,
             dotenv=dotenv,
             config=config_path,
             directory=directory,
         )
+        return resolved, dotenv
+
+    reread = None if started is None else _Rereader(lambda: read(started.environ)[0], started, directory)
+    if reread is not None:
+        signal.signal(signal.SIGHUP, reread.note)
+    try:
+        resolved, dotenv = read(os.environ)
     except SettingsError as error:
         count = len(error.problems)
-        click.echo(f"hardserve: {count} problem{'s'[: count > 1]} with the settings:", err=True)
-        click.echo("\n".join(error.problems), err=True)
+        listed = "\n".join([f"hardserve: {count} problem{'s'[: count > 1]} with the settings:", *error.problems])
+        click.echo(listed, err=True)
+        if started is not None:
+            started.failed(listed)
         sys.exit(EXIT_CONFIGURATION)
-    if app == "config":
+    if started is not None and reread is not None:
+        dotenv.apply(os.environ)
+        reread.has_read(resolved)
+        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved, started, reread))
+    elif app == "config":
         _print_settings(resolved)
     elif app == "cert":
         dotenv.apply(os.environ)  # where certificates are kept, it may say
         sys.exit(_ask_server("renew", resolved.settings) if renew else _show_certificates(resolved, as_json=as_json))
     elif app in ("bans", "unban"):
         sys.exit(_ask_server(app, resolved.settings, [str(client) for client in rest]))
-    else:
-        dotenv.apply(os.environ)
-        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved))
 
 
 def _check_usage(app: str | None, rest: Sequence[str], flags: Sequence[str]) -> None:
@@ -287,22 +308,79 @@ def _check_usage(app: str | None, rest: Sequence[str], flags: Sequence[str]) -> 
         raise click.UsageError("--json is for what there is, and not for --renew")
 
 
-def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
+def _started() -> Started:
+    """Return how this process was started, which is to serve, and exit if it was given what it cannot use."""
+    from hardserve.successor import Started  # noqa: PLC0415
+
+    # Until they are handled: a reload or a swap right after a start must not end it. No setting has been read yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        return Started.now()
+    except SettingsError as error:
+        click.echo("\n".join(f"hardserve: {problem}" for problem in error.problems), err=True)
+        sys.exit(EXIT_CONFIGURATION)
+
+
+class _Rereader:
+    """Reads the settings again as at the start: the same flags and environment, and what files say now.
+
+    `read` does that; a file that was read before must be there. Called by the thread of a reload, one at a time.
+    """
+
+    def __init__(self, read: Callable[[], Resolved], started: Started, directory: Path) -> None:
+        self._read = read
+        self._started = started
+        self._directory = directory
+        self._files: set[Path] = set()
+        self.wanted = False  # since before there was a server
+
+    def __repr__(self) -> str:
+        return f"<_Rereader of {sorted(map(str, self._files))}>"
+
+    def note(self, _number: int, _frame: object) -> None:
+        """Note that it was asked for by a signal, while the server is being put together. Main thread."""
+        self.wanted = True
+
+    def has_read(self, resolved: Resolved) -> None:
+        """Note which files there are."""
+        self._files = {path for path in (resolved.config_path, resolved.dotenv_path) if path is not None}
+
+    def __call__(self) -> Resolved:
+        """Return the settings. Raises SettingsError with every problem of every source."""
+        from hardserve.inherited import with_passed  # noqa: PLC0415
+
+        # Without it, what it said against clients would not hold any more, and nobody need have meant that.
+        gone = [path for path in self._files if not os.path.lexists(self._directory / path)]
+        if gone:
+            said = "it was read before, and is not there any more; a restart does without it"
+            raise SettingsError([f"{shown_path(path, self._directory)}: {said}" for path in sorted(gone)])
+        resolved = self._read()
+        try:
+            settings = with_passed(
+                resolved.settings, self._started.passed, lambda key: resolved.origins[key] != DEFAULT
+            )
+        except SettingsError as error:
+            raise SettingsError([resolved.placed(problem) for problem in error.problems]) from None
+        self.has_read(resolved)
+        return replace(resolved, settings=settings)
+
+
+def _serve(spec: str | None, directory: Path, resolved: Resolved, started: Started, reread: _Rereader) -> int:
     from hardserve.checks.users import UsersFileError  # noqa: PLC0415
     from hardserve.edge.listener import ListenError  # noqa: PLC0415
+    from hardserve.inherited import with_passed  # noqa: PLC0415
     from hardserve.loader import LoadError, load_app  # noqa: PLC0415
     from hardserve.ops.control import ControlError  # noqa: PLC0415
     from hardserve.ops.logs import configure  # noqa: PLC0415
     from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
     from hardserve.service import run  # noqa: PLC0415
 
-    settings = resolved.settings
-    # Until the logs can be opened again: a reload right after a start must not end it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
+        settings = with_passed(resolved.settings, started.passed, lambda key: resolved.origins[key] != DEFAULT)
         logs = configure(settings.log)
         loaded = load_app(spec, directory=directory, environ=os.environ)
-        return run(loaded.app, loaded.spec, settings, logs)
+        return run(loaded.app, loaded.spec, settings, logs, started=started, reread=reread)
     except LoadError as error:
         problem, exit_code = str(error), error.exit_code
     except LogFileError as error:
@@ -315,6 +393,7 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved) -> int:
     except UsersFileError as error:
         problem, exit_code = f"hardserve: auth.users: {error}", EXIT_CONFIGURATION
     click.echo(problem, err=True)
+    started.failed(problem)
     return exit_code
 
 
@@ -369,9 +448,7 @@ def _ask_server(command: str, settings: Settings, clients: Sequence[str] = ()) -
 def _print_settings(resolved: Resolved) -> None:
     rows = []
     for option in OPTIONS:
-        value = _shown(option, getattr(getattr(resolved.settings, option.section), option.attribute))
-        if isinstance(option.kind, StorageUrl):
-            value = without_password(value)
+        value = option.shown(getattr(getattr(resolved.settings, option.section), option.attribute))
         rows.append((option.key, value, resolved.origins[option.key]))
     for table in TABLES:
         entries = getattr(resolved.settings, table.name)

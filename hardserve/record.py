@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -44,10 +45,12 @@ class Record:
 
     def __init__(self, access_log: AccessLog, ban: BanSettings) -> None:
         self.loop: Loop
+        self.answered = 0  # requests, one more or less while several threads count
+        self._outcomes = itertools.count(1)  # which several threads may ask at once
         self.bans = Bans(ban.after, ban.within, ban.for_, ban.ceiling)
         self._access_log = access_log
         self._exempt = Networks(ban.exempt)
-        self._debugging = logger.isEnabledFor(logging.DEBUG)
+        self._debugging = logger.isEnabledFor(logging.DEBUG)  # this and the next one know the level: see `change`
         self._refusal_log = RefusalLog(logger.log, logger.getEffectiveLevel())
         self._refusal_timer = Timer(self._sum_up_refusals)
         self._reasons: set[str] = set()  # of handshakes that failed, of late
@@ -59,11 +62,19 @@ class Record:
     def __repr__(self) -> str:
         return f"<Record {self.bans!r}>"
 
+    def change(self, ban: BanSettings) -> None:
+        """Ban by these settings from now on, and take another level of the log. I/O thread."""
+        self.bans.limit(ban.after, ban.within, ban.for_, ban.ceiling)
+        self._exempt = Networks(ban.exempt)
+        self._debugging = logger.isEnabledFor(logging.DEBUG)
+        self._refusal_log.level = logger.getEffectiveLevel()
+
     def outcome(self, channel: Channel, request: Received, status: int, sent: int, reason: str) -> None:
         """Any thread."""
         if request.logged:
             return  # it was cut, and its worker has noticed only now
         request.logged = True
+        self.answered = next(self._outcomes)
         headers = request.headers
         self._access_log.write(
             AccessEntry(

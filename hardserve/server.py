@@ -44,6 +44,7 @@ from hardserve.loader.hosts import has_proxy_fix, hosts_of
 from hardserve.mounting import mounts_of
 from hardserve.ops.accesslog import AccessLog
 from hardserve.ops.control import CommandError, ControlError, ControlSocket, control_path
+from hardserve.ops.heartbeat import Heartbeat
 from hardserve.ops.operate import Operations
 from hardserve.ops.supervisor import is_supervised
 from hardserve.pages import ErrorPages
@@ -51,6 +52,7 @@ from hardserve.pool import Pool
 from hardserve.protocol import DateClock, SharedFile
 from hardserve.record import Record
 from hardserve.refusals import QUEUE_DEADLINE, QUEUE_FULL, DryRun, Refusal
+from hardserve.replacing import Parts, Replacement
 from hardserve.securityheaders import default_lines, hsts_line, hsts_of
 from hardserve.wsgi.appfiles import Named
 from hardserve.wsgi.context import AppContext, Application
@@ -62,6 +64,7 @@ from hardserve.wsgi.workers import Workers
 if TYPE_CHECKING:
     from hardserve.checks.users import Authenticator
     from hardserve.https import Https
+    from hardserve.ops.notify import Notifier
     from hardserve.settings import Settings
 
 logger = logging.getLogger("hardserve")
@@ -128,6 +131,7 @@ class Server:
         self._loop: Loop
         self._readers: Readers
         self._app_ctx: AppContext
+        self._parts: Parts  # while it runs
         self._stop_calls = 0
         self._failed = False  # ends because it hung
 
@@ -154,21 +158,22 @@ class Server:
         """The URLs below which files are served without the app."""
         return self._mounts.urls
 
-    def bind(self) -> None:
+    def bind(self, handed: Mapping[str, Sequence[int]] | None = None) -> None:
         """Open every address of the settings, and read what refusals look like.
 
-        Raises ListenError, UsersFileError, SettingsError for a store that is no use, for a mount that is none or shows
-        too much and for certificates that cannot be served, and OSError for a page that cannot be read, and then has
-        opened nothing.
+        `handed` has the sockets of a former process by their addresses; those that are not wanted are closed. Raises
+        ListenError, UsersFileError, SettingsError for a store that is no use, for a mount that is none or shows too
+        much and for certificates that cannot be served, and OSError for a page that cannot be read, and then has opened
+        nothing.
         """
         self._pages = ErrorPages.load(self.settings.error_page, self.settings.headers)
         self._check_storage()
         self._read_users()
         self._mounts = mounts_of(self._app, self.settings)
         self._sender = Sender(self._mounts)
-        self._served_hosts = self._hosts()
+        self._served_hosts = self._hosts(self.settings)
         self._secure()
-        self._listen()
+        self._listen(dict(handed or {}))
         limits = self.settings.limits
         clients = Clients(limits.client_connections, limits.client_connection_rate)
         peers = Peers(self._trusted, limits.ipv6_prefix, self._record.is_banned)
@@ -189,17 +194,61 @@ class Server:
 
             self._https = Https(self.settings, self._served_hosts, self._app)
 
-    def _listen(self) -> None:
+    def _listen(self, handed: dict[str, Sequence[int]]) -> None:
         server = self.settings.server
+        tls = self._https is not None
         try:
             for address in server.bind:
-                self._listeners += open_listeners(address, server.backlog, tls=self._https is not None)
+                fds = handed.pop(address, ())
+                self._listeners += open_listeners(address, server.backlog, tls=tls, handed=fds)
             for address in server.redirect:
-                self._listeners += open_listeners(address, server.backlog, redirects=True)
+                fds = handed.pop(address, ())
+                self._listeners += open_listeners(address, server.backlog, redirects=True, handed=fds)
         except ListenError:
             for listener in self._listeners:
                 listener.close()
             raise
+        for fds in handed.values():
+            for fd in fds:
+                os.close(fd)
+
+    @property
+    def sockets(self) -> list[tuple[int, str]]:
+        """The descriptors that are listened on, and what the settings call each. Any thread."""
+        open_ones = [(listener.socket.fileno(), listener.address) for listener in self._listeners]
+        return [(fd, address) for fd, address in open_ones if fd >= 0]
+
+    def share(self, shared: bool) -> None:
+        """Say whether another process listens on the same sockets, so that nothing is closed for good. Any thread."""
+        for listener in self._listeners:
+            listener.shared = shared or listener.address.startswith("fd:")
+
+    def post(self, action: Callable[[float], None]) -> None:
+        """Have `action(now)` done on the I/O thread. After `bind`. Any thread, and signal handlers."""
+        self._loop.post(action)
+
+    def hand_over(self) -> None:
+        """Drain and end, as another process goes on with the same sockets. Any thread."""
+        self.share(True)
+        self._drain()
+
+    def plan(self, at: float, action: Callable[[float], None]) -> None:
+        """Have `action(now)` done at `at` (monotonic seconds). I/O thread."""
+        self._loop.plan(at, action)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it has begun to end. I/O thread."""
+        return self._loop.is_draining
+
+    def prepare(self, settings: Settings, files: Settings) -> Replacement:
+        """Make what is needed to go on with other settings: see `Parts.prepare`. Any thread that may block."""
+        return self._parts.prepare(settings, files)
+
+    def take(self, replacement: Replacement, now: float) -> None:
+        """Go on with what was prepared. I/O thread."""
+        self._parts.take(replacement, now)
+        self.settings = replacement.settings
 
     def look_at_certificates(self) -> None:
         """Take certificates that have been replaced, now and not in some seconds. Any thread, and signal handlers."""
@@ -296,9 +345,9 @@ class Server:
         """Have a file thread read what the I/O thread would wait for. I/O thread."""
         return self._storages.submit(file.storage, lambda: file.read(start, count), done)
 
-    def _hosts(self) -> Sequence[str]:
+    def _hosts(self, settings: Settings) -> Sequence[str]:
         """Return the hosts that are served, none for all."""
-        hosts = self.settings.access.hosts
+        hosts = settings.access.hosts
         if hosts:
             return hosts
         learnt, source = hosts_of(self._app)
@@ -397,6 +446,21 @@ class Server:
             log_handshake=self._record.handshake,
             tls_fields=hsts_line(hsts_of(settings.tls)),
         )
+        self._parts = Parts(
+            settings=settings,
+            hosts=self._served_hosts,
+            hosts_of=self._hosts,
+            gate=gate,
+            limiter=self._limiter,
+            authenticator=self._authenticator,
+            offload=self._offload,
+            record=self._record,
+            loop=self._loop,
+            listeners=self._listeners,
+            https=self._https,
+            edge=ctx,
+            app=self._app_ctx,
+        )
         if self._https is not None:
             self._https.begin(ctx, self._loop)
         self._workers.start()
@@ -436,6 +500,25 @@ class Server:
             raise CommandError("this server speaks plain HTTP: there is no certificate to renew")
         return self._https.renew()
 
+    def make_heartbeat(self, notifier: Notifier) -> Heartbeat:
+        """Return what tells the service manager how this server is, once it is begun on the I/O thread."""
+        return Heartbeat(
+            notifier,
+            self._loop.plan,
+            stalled_s=self._watch.stalled_s,
+            left_s=self._loop.drain_left_s,
+            figures=self._figures,
+        )
+
+    def _figures(self) -> str:
+        """Return how the server is, in a line. I/O thread."""
+        workers = self._workers
+        state = "draining" if self._loop.is_draining else "serving" if self.healthy else "unhealthy"
+        return (
+            f"{state}; {len(self._loop.connections)} connections, {len(workers.busy())} of {len(workers.workers)} "
+            f"threads busy, {workers.waiting()} requests wait, {self._record.answered} answered"
+        )
+
     @property
     def healthy(self) -> bool:
         """Whether fewer than `server.max_stuck` threads hang in the app. Any thread."""
@@ -466,10 +549,13 @@ class Server:
         """Drain and end: accept nothing more, answer what has come in. Called again, end at once. Any thread."""
         self._stop_calls += 1
         if self._stop_calls == 1:
-            self._loop.drain(self.settings.server.drain)
-            self._loop.post(self._announce_drain)
+            self._drain()
         else:
             self._loop.stop()
+
+    def _drain(self) -> None:
+        self._loop.drain(self.settings.server.drain)
+        self._loop.post(self._announce_drain)
 
     def _announce_drain(self, _now: float) -> None:
         """Say what a drain waits for: an open page may hold a stream for as long as it is allowed to. I/O thread."""
@@ -568,5 +654,4 @@ class Server:
         if unhealthy and (choice == "on" or (choice == "auto" and is_supervised(os.environ, os.getpid()))):
             logger.critical("stopping, to be started again (server.exit_when_stuck = %s)", choice)
             self._failed = True
-            self._loop.drain(self.settings.server.drain)  # not `stop`: if somebody else did, that was not their second
-            self._loop.post(self._announce_drain)
+            self._drain()  # not `stop`: if somebody else did, that was not their second

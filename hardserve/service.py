@@ -6,90 +6,193 @@ Main thread, which becomes the I/O thread; a signal handler runs there, too, bet
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hardserve import __version__
+from hardserve.inherited import Handed
 from hardserve.ops.accesslog import AccessLog
 from hardserve.ops.banner import banner
+from hardserve.ops.notify import Notifier
+from hardserve.reload import Reload, Reread
 from hardserve.server import LAST_WORDS_S, Server
+from hardserve.successor import Started, Succession
 
 if TYPE_CHECKING:
-    from types import FrameType
-
+    from hardserve.ops.control import ControlSocket
     from hardserve.ops.logs import Logs
     from hardserve.settings import Settings
     from hardserve.wsgi.context import Application
 
 
 def run(
-    app: Application, name: str, settings: Settings, logs: Logs, ready: Callable[[Server], None] | None = None
+    app: Application,
+    name: str,
+    settings: Settings,
+    logs: Logs,
+    ready: Callable[[Server], None] | None = None,
+    *,
+    started: Started,
+    reread: Reread | None = None,
 ) -> int:
     """Serve `app` until a signal or `Server.stop` ends it; return the exit code. `logs` is closed at the end.
 
-    In the main thread, SIGTERM and SIGINT drain (twice: end at once), SIGHUP reopens log files and looks at
-    certificates, SIGUSR1 logs what every thread is doing. An address that cannot be opened is 1.
+    In the main thread, SIGTERM and SIGINT drain (twice: end at once), SIGHUP reopens log files, looks at
+    certificates and takes of the settings that `reread` returns what can change, SIGUSR1 logs what every thread is
+    doing, SIGUSR2 has another process take over. An address that cannot be opened is 1.
     """
-    access_log = AccessLog(settings.log)
-    server = Server(app, settings, access_log)
+    return _Service(app, name, settings, logs, ready, started, reread).run()
 
-    def announce(server: Server) -> None:
+
+class _Service:
+    """One server, and what is around it. Main thread where nothing else is said."""
+
+    def __init__(
+        self,
+        app: Application,
+        name: str,
+        settings: Settings,
+        logs: Logs,
+        ready: Callable[[Server], None] | None,
+        started: Started,
+        reread: Reread | None,
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._logs = logs
+        self._ready = ready
+        self._started = started
+        self._access_log = AccessLog(settings.log)
+        self._server = Server(app, settings, self._access_log)
+        self._notifier = Notifier.of(started.environ, os.getpid())
+        self._succession = Succession(
+            started, sockets=self._sockets, step_back=self._step_back, leave=self._server.hand_over
+        )
+        self._reread = reread
+        self._reload: Reload | None = None
+        if reread is not None:
+            begun, done = self._notifier.reloading, self._notifier.ready
+            self._reload = Reload(self._server, self._access_log, logs, reread, begun=begun, done=done)
+        self._control: ControlSocket | None = None
+        self._control_lock = threading.Lock()  # a successor's and a predecessor's thread open and close it, too
+        self._ended = False
+
+    def run(self) -> int:
+        with contextlib.ExitStack() as last:
+            last.callback(self._notifier.close)
+            last.callback(self._logs.close, LAST_WORDS_S)
+            last.callback(self._access_log.close, LAST_WORDS_S)
+            self._access_log.start()
+            if self._reload is not None:
+                last.callback(self._reload.close, LAST_WORDS_S)
+            self._server.bind(self._started.handed_fds)
+            self._heartbeat = self._server.make_heartbeat(self._notifier)
+            last.callback(self._close_control, for_good=True)
+            if self._started.predecessor is None:
+                self._open_control()
+            with self._handling_signals():
+                if self._reread is not None and self._reload is not None and self._reread.wanted:
+                    self._reload.ask()
+                code = self._server.run(self._announce)
+                # With our handlers still in place: an impatient second signal must not kill the last lines.
+                last.close()
+                return code
+
+    def _announce(self, server: Server) -> None:
+        """Say that connections are accepted. I/O thread."""
         banner(
-            settings,
-            app=name,
+            self._settings,
+            app=self._name,
             urls=(*server.urls, *(f"{url} (redirects)" for url in server.redirects)),
             files=server.files,
             certificate=server.certificate,
             version=__version__,
             stream=sys.stderr,
         )
-        if ready is not None:
-            ready(server)
+        if self._started.predecessor is None:
+            self._notifier.ready()
+            if self._notifier.listened_to:
+                server.post(self._heartbeat.begin)
+        else:
+            self._started.predecessor.ready(self._take_over)
+        if self._ready is not None:
+            self._ready(server)
 
-    with contextlib.ExitStack() as last:
-        last.callback(logs.close, LAST_WORDS_S)
-        last.callback(access_log.close, LAST_WORDS_S)
-        access_log.start()
-        server.bind()
-        control = server.open_control()
-        if control is not None:
-            last.callback(control.close)
-        with _signals(server, reopen=(access_log.reopen, logs.reopen, server.look_at_certificates)):
-            code = server.run(announce)
-            last.close()  # with our handlers still in place: an impatient second signal must not kill the last lines
-            return code
+    # --- one process after the other ---
 
+    def _sockets(self) -> Iterable[Handed]:
+        """Return what another process would go on with. Its thread."""
+        return [Handed(fd, address, self._started.name_of(address)) for fd, address in self._server.sockets]
 
-@contextlib.contextmanager
-def _signals(server: Server, reopen: tuple[Callable[[], None], ...]) -> Iterator[None]:
-    """Have signals steer `server` while the block runs. Python allows that in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    def _step_back(self, pid: int) -> None:
+        """Leave to the process `pid` what only one can have. The successor's thread."""
+        self._server.post(self._heartbeat.end)
+        self._notifier.main_pid(pid)
+        self._close_control()
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        server.stop()
+    def _take_over(self) -> None:
+        """Take what the former process has let go of. The predecessor's thread."""
+        self._server.share(False)
+        self._open_control()
+        self._notifier.ready()
+        if self._notifier.listened_to:
+            self._server.post(self._heartbeat.begin)
 
-    def reopen_logs(_number: int, _frame: FrameType | None) -> None:
-        for each in reopen:
-            each()
+    def _open_control(self) -> None:
+        with self._control_lock:
+            if not self._ended:
+                self._control = self._server.open_control()
 
-    def report(_number: int, _frame: FrameType | None) -> None:
-        server.report_threads()
+    def _close_control(self, *, for_good: bool = False) -> None:
+        with self._control_lock:
+            self._ended = self._ended or for_good
+            if self._control is not None:
+                self._control.close()
+                self._control = None
 
-    handlers = {
-        signal.SIGTERM: stop,
-        signal.SIGINT: stop,
-        signal.SIGHUP: reopen_logs,
-        signal.SIGUSR1: report,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            # None is a handler that was not installed from Python, and cannot be put back from there.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    # --- signals ---
+
+    @contextlib.contextmanager
+    def _handling_signals(self) -> Iterator[None]:
+        """Have signals steer the server while the block runs. Python allows that in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]] = {
+            signal.SIGTERM: self._on_stop,
+            signal.SIGINT: self._on_stop,
+            signal.SIGHUP: self._on_reload,
+            signal.SIGUSR1: lambda _number, _frame: self._server.report_threads(),
+            signal.SIGUSR2: lambda _number, _frame: self._succession.begin(),
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        # systemd's watchdog ends a process by SIGABRT: where each thread was is then the only trace.
+        tracing = faulthandler.is_enabled()
+        if not tracing:
+            faulthandler.enable()
+        try:
+            yield
+        finally:
+            if not tracing:
+                faulthandler.disable()
+            for number, handler in before.items():
+                # None is a handler that was not installed from Python, and cannot be put back from there.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._notifier.stopping()
+        self._succession.cancel()
+        self._server.stop()
+
+    def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self._access_log.reopen()
+        self._logs.reopen()
+        self._server.look_at_certificates()
+        if self._reload is not None:
+            self._reload.ask()

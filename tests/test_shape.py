@@ -48,14 +48,33 @@ ALLOWED: dict[str, set[str]] = {
     "https": EVERYBODYS | {"securing", "tls", "edge", "loader", "ops"},
     "cert": EVERYBODYS | {"configfiles", "securing", "tls"},
     "record": EVERYBODYS | {"edge", "ops", "wsgi"},
+    "changes": EVERYBODYS | {"contradictions", "names", "options"},
+    "replacing": EVERYBODYS | {"configfiles", "edge", "checks", "wsgi", "https", "record", "securing"},
+    "reload": EVERYBODYS | {"changes", "configfiles", "options", "ops", "replacing", "server", "checks"},
     "server": EVERYBODYS
-    | {"https", "mounting", "record"}
+    | {"https", "mounting", "record", "replacing"}
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
-    "service": EVERYBODYS | {"server", "ops", "wsgi", "__init__"},
+    "inherited": EVERYBODYS | {"configfiles"},
+    "successor": EVERYBODYS | {"inherited"},
+    "service": EVERYBODYS | {"server", "reload", "successor", "inherited", "ops", "wsgi", "__init__"},
     "cli": EVERYBODYS
-    | {"cert", "describe", "service", "options", "edge", "checks", "loader", "ops", "passwd", "__init__"},
+    | {
+        "cert",
+        "configfiles",
+        "describe",
+        "service",
+        "successor",
+        "inherited",
+        "options",
+        "edge",
+        "checks",
+        "loader",
+        "ops",
+        "passwd",
+        "__init__",
+    },
     "__main__": {"cli"},
-    "__init__": EVERYBODYS | {"server", "service", "options", "ops", "loader"},
+    "__init__": EVERYBODYS | {"server", "service", "successor", "inherited", "options", "ops", "loader"},
 }
 # What else is under the package may use it as a user would.
 OTHERS = {"__init__"}

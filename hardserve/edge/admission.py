@@ -133,7 +133,7 @@ class Acceptor:
         self._max_connections = max_connections
         self._clients = clients
         self._ctx = ctx
-        self._peers = peers
+        self.peers = peers  # others, when proxy.trusted changes
         self._accepting = False
         self._finishing = False
         self.handshake_s = HANDSHAKE_S
@@ -236,11 +236,11 @@ class Acceptor:
         self, accepted: socket.socket, peer: Peer, listener: Listener, now: float, *, short: bool
     ) -> Refusal | None:
         """Hand a newcomer on, or turn it away and return why. `short` is that it took the last descriptor."""
-        client = self._peers.client(peer)
-        if self._peers.banned(client, peer[0], now):
+        client = self.peers.client(peer)
+        if self.peers.banned(client, peer[0], now):
             self._drop(accepted, client, peer)
             return BANNED
-        if listener.proxy_protocol and not self._peers.is_trusted(peer):
+        if listener.proxy_protocol and not self.peers.is_trusted(peer):
             refusal: Refusal | None = PEER_NOT_TRUSTED
         else:
             refusal = self._admit(client, now, short=short)
@@ -352,8 +352,8 @@ class Acceptor:
             if arrival is None:
                 return True
             accepted, peer = arrival
-            client = self._peers.client(peer)
-            if self._peers.banned(client, peer[0], now):
+            client = self.peers.client(peer)
+            if self.peers.banned(client, peer[0], now):
                 self._drop(accepted, client, peer)
             else:
                 self._clients.count(client, now)

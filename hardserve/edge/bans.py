@@ -65,10 +65,7 @@ class Bans:
     def __init__(
         self, after: int, within_s: float, for_s: float, ceiling_s: float, *, max_clients: int = MAX_CLIENTS
     ) -> None:
-        self._after = after
-        self._within_s = within_s
-        self._for_s = min(for_s, ceiling_s)
-        self._ceiling_s = ceiling_s
+        self.limit(after, within_s, for_s, ceiling_s)
         half = max(1, max_clients // 2)
         tables = 1 << max(0, (half // _SHARE).bit_length() - 1)
         self._mask = tables - 1
@@ -81,6 +78,13 @@ class Bans:
     def __repr__(self) -> str:
         counted, banned = sum(map(len, self._counted)), sum(map(len, self._banned))
         return f"<Bans {counted} clients counted, {banned} banned or remembered>"
+
+    def limit(self, after: int, within_s: float, for_s: float, ceiling_s: float) -> None:
+        """Ban by other limits from now on. Bans that are on go on as they began."""
+        self._after = after
+        self._within_s = within_s
+        self._for_s = min(for_s, ceiling_s)
+        self._ceiling_s = ceiling_s
 
     def __len__(self) -> int:
         """Return how many clients are known, one that was banned and is counted again twice."""

@@ -38,11 +38,8 @@ class Clients:
     __slots__ = ("_burst_s", "_full_at", "_interval_s", "_max_clients", "_max_connections", "_open", "_resting")
 
     def __init__(self, max_connections: int, rate: int, *, max_clients: int = MAX_CLIENTS) -> None:
-        self._max_connections = max_connections
         self._max_clients = max_clients
-        # The bucket is kept as the moment when it will be full again: each connection moves that by one interval.
-        self._interval_s = 1.0 / rate if rate else 0.0
-        self._burst_s = BURST_S - self._interval_s * (1.0 - TOLERANCE)
+        self.limit(max_connections, rate)
         self._open: dict[str, int] = {}
         self._full_at: dict[str, float] = {}  # of those who have a connection
         # Of those who have none, by when the last one ended. A plain dict would look through the gaps that its first
@@ -55,6 +52,13 @@ class Clients:
     def __len__(self) -> int:
         """Return how many clients are known."""
         return len(self._open) + len(self._resting)
+
+    def limit(self, max_connections: int, rate: int) -> None:
+        """Hold clients to other limits from now on. Who has more connections keeps them."""
+        self._max_connections = max_connections
+        # The bucket is kept as the moment when it will be full again: each connection moves that by one interval.
+        self._interval_s = 1.0 / rate if rate else 0.0
+        self._burst_s = BURST_S - self._interval_s * (1.0 - TOLERANCE)
 
     def connections(self, client: str) -> int:
         """Return how many connections of `client` are counted."""

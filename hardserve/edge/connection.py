@@ -153,6 +153,11 @@ class Connection(Sending):
         return transport.facts if isinstance(transport, TlsTransport) else None
 
     @property
+    def awaits_proxy_header(self) -> bool:
+        """Whether its peer is still to say whom the connection is of. I/O thread."""
+        return self._proxy_header is not None
+
+    @property
     def idle_since(self) -> float | None:
         """Since when nothing has been asked here, None when something is in progress. I/O thread."""
         if self.phase is HANDSHAKE:

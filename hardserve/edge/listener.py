@@ -15,7 +15,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hardserve.addresses import FdAddress, UnixAddress, parse_address
 from hardserve.edge.transport import UNSENT_BYTES
@@ -48,6 +48,7 @@ class Listener:
         self.proxy_protocol = parse_address(address).proxy_protocol  # each connection begins with its header
         self.tls = False  # or with a handshake, or with one after the other
         self.redirects = False  # requests are sent on to HTTPS
+        self.shared = address.startswith("fd:")  # somebody else has the socket, too, and keeps listening
         self._unix_path = unix_path
         self._unix_inode = os.stat(unix_path).st_ino if unix_path else 0
         if bound.family == socket.AF_UNIX:
@@ -75,11 +76,13 @@ class Listener:
         Closing a listening socket resets the connections that wait in its queue, and there is always one more that
         came between the last accept and the close. On Linux a filter that drops every SYN to the listening socket
         ends that: a client then repeats its SYN a second later, to whoever listens by then. A Unix socket's name is
-        removed instead. An inherited socket is somebody else's, who keeps listening: nothing to do.
+        removed instead. A shared socket goes on: nothing to do.
         """
+        if self.shared:
+            return False
         if self._unix_path is not None:
             self._unlink()
-        elif self.socket.family != socket.AF_UNIX and not self.address.startswith("fd:") and sys.platform == "linux":
+        elif self.socket.family != socket.AF_UNIX and sys.platform == "linux":
             program = ctypes.create_string_buffer(_DROP_SYN)
             # SO_ATTACH_FILTER may be forbidden by a sandbox; then the window is as small as the next two calls.
             with contextlib.suppress(OSError):
@@ -92,7 +95,7 @@ class Listener:
     def close(self) -> None:
         """Stop listening, and remove the name of a Unix socket that is still ours."""
         self.socket.close()
-        if self._unix_path is not None:
+        if self._unix_path is not None and not self.shared:
             self._unlink()
 
     def _unlink(self) -> None:
@@ -101,12 +104,15 @@ class Listener:
                 os.unlink(self._unix_path)
 
 
-def open_listeners(address: str, backlog: int, *, tls: bool = False, redirects: bool = False) -> list[Listener]:
+def open_listeners(
+    address: str, backlog: int, *, tls: bool = False, redirects: bool = False, handed: Sequence[int] = ()
+) -> list[Listener]:
     """Bind and listen on an address whose form the settings have checked; a host name may stand for several.
 
+    `handed` are descriptors of sockets that a former process has listened on at this address: they are taken instead.
     Raises ListenError, and then holds nothing.
     """
-    opened = _open(address, backlog)
+    opened = [_take_over(address, fd, backlog) for fd in handed] if handed else _open(address, backlog)
     for listener in opened:
         listener.tls, listener.redirects = tls, redirects
     return opened
@@ -183,6 +189,18 @@ def _explain(address: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"cannot listen on {address}: no interface of this machine has that address; see `ip address`"
     return f"cannot listen on {address}: {error.strerror}"
+
+
+def _take_over(address: str, fd: int, backlog: int) -> Listener:
+    """Go on with a socket that a former process of ours has bound and set up."""
+    bound = socket.socket(fileno=fd)
+    bound.set_inheritable(False)
+    bound.setblocking(False)
+    bound.listen(backlog)  # which may have been set to something else
+    parsed = parse_address(address)
+    listener = Listener(address, bound, unix_path=parsed.path if isinstance(parsed, UnixAddress) else None)
+    listener.shared = True  # until the former process has stepped back
+    return listener
 
 
 def _adopt(address: str, number: int, backlog: int) -> Listener:

@@ -252,6 +252,14 @@ class Loop:
             except Exception:
                 logger.exception("internal error in %r", action)
 
+    @property
+    def is_draining(self) -> bool:
+        return self._drain_until is not None
+
+    def drain_left_s(self, now: float) -> float | None:
+        """Return for how long a drain may go on, None while there is none. I/O thread."""
+        return None if self._drain_until is None else max(0.0, self._drain_until - now)
+
     def plan(self, at: float, action: Callable[[float], None]) -> None:
         """Have `action(now)` called at `at`: to the millisecond, not to a quarter second as a Timer. I/O thread."""
         self._plans += 1
@@ -378,6 +386,25 @@ class Loop:
         else:
             self._ctx.log_turned_away(refusal, client, peer[0])
         return refusal
+
+    def use_peers(self, peers: Peers, now: float) -> None:
+        """Trust other proxies from now on, also on the connections that are there. I/O thread."""
+        self._peers = peers
+        self._acceptor.peers = peers
+        for connection in list(self.connections):
+            if peers.is_trusted(connection.peer) == connection.trusted:
+                continue
+            if connection.awaits_proxy_header:
+                connection.close()  # what it says of others does not count any more
+                continue
+            connection.trusted = not connection.trusted
+            self._clients.left(connection.client)
+            connection.client = peers.client(connection.peer)
+            self._clients.count(connection.client, now)
+
+    def limit_clients(self, max_connections: int, rate: int) -> None:
+        """Hold clients to other limits from now on. I/O thread."""
+        self._clients.limit(max_connections, rate)
 
     def close_banned(self, clients: Container[str]) -> None:
         """Cut the connections of clients that have just been banned, whatever they are doing."""

@@ -50,7 +50,8 @@ class Stored:
     start: int
     end: int
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:  # not `len`, which a 32-bit machine has only up to 2 GiB
         return self.end - self.start
 
 
@@ -167,7 +168,7 @@ class Outbox:
         else:
             self._file_end = stretch.end
             self._parts.append(stretch)
-            self.stored += len(stretch)
+            self.stored += stretch.length
 
     def _count_file(self, size: int) -> None:
         self._budget.add("", 0, size - self._file_bytes)
@@ -270,10 +271,10 @@ class Outbox:
 
     def _send_stored(self, stretch: Stored, send: Callable[[memoryview], int], end: int) -> bool:
         assert self._file is not None
-        while stretch:
+        while stretch.length:
             if self.taken >= end:
                 return False
-            data = os.pread(self._file.fileno(), min(FILE_READ_BYTES, len(stretch)), stretch.start)
+            data = os.pread(self._file.fileno(), min(FILE_READ_BYTES, stretch.length), stretch.start)
             if not data:
                 raise OSError("the temporary file of a response is shorter than what was written to it")
             sent = send(memoryview(data))
@@ -329,7 +330,9 @@ class Outbox:
             if isinstance(part, OutgoingFile):
                 count += part.length
                 part.release()
-            elif isinstance(part, memoryview | Stored):
+            elif isinstance(part, Stored):
+                count += part.length
+            elif isinstance(part, memoryview):
                 count += len(part)
             else:
                 reports.append((part, count))

@@ -23,6 +23,7 @@ see edge/ratepressure.py.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
@@ -91,8 +92,12 @@ class RateLimiter:
         "_clock",
         "_default",
         "_dry_run",
+        "_foldable",
+        "_ipv6_prefix",
         "_late",
+        "_max_keys",
         "_pressure",
+        "_shared",
         "_store",
         "_waiting_for_shared",
     )
@@ -109,6 +114,35 @@ class RateLimiter:
         storage: RateStore | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._ipv6_prefix = ipv6_prefix
+        self._shared = shared
+        self._dry_run = dry_run
+        self._clock = clock
+        self._max_keys = settings.max_keys
+        self._store = RateStore(max_keys=settings.max_keys) if storage is None else storage
+        # Responses that have left or are about to, at most one for each request since the last `check`.
+        self._late: deque[tuple[float, tuple[Hit, ...]]] = deque()
+        self._waiting_for_shared: deque[Hit] = deque(maxlen=MAX_WAITING_FOR_SHARED)
+        self._foldable: bool | None = None
+        self._pressure: Pressure
+        self.use(rules, settings, failures=failures)
+
+    def with_rules(
+        self, rules: Sequence[RateLimitSettings], settings: RateLimitingSettings, *, failures: str
+    ) -> RateLimiter:
+        """Return a limiter that asks other rules, and goes on with the counts of this one. Any thread.
+
+        What is in both goes on: the counts of a rule that stays, those of responses on their way, and what is coarser
+        while the store is too small. Where the counts are kept stays as it is, whatever `settings` say of that.
+        Either may be asked: a request that this one has let in can go on here, and is counted once.
+        """
+        other = copy.copy(self)
+        other.use(rules, settings, failures=failures)
+        return other
+
+    def use(self, rules: Sequence[RateLimitSettings], settings: RateLimitingSettings, *, failures: str) -> None:
+        """Ask these rules from now on. Nobody may be asking meanwhile."""
+        shared = self._shared
         legacy = settings.legacy_headers == "on"
         listed = [
             Rule(f"rate_limit[{index}]", prefix, rule, legacy=legacy)
@@ -117,7 +151,8 @@ class RateLimiter:
         default = auth = None
         if settings.default != "off":
             by_burst = RateLimitSettings(limit=settings.default, burst=settings.default_burst)
-            default = Rule("default", "default", by_burst, legacy=legacy)
+            # Its counts are no good for another burst, in which they would mean another time.
+            default = Rule("default", f"default-{prefixes([by_burst])[0]}", by_burst, legacy=legacy)
         if failures != "off":
             auth = Rule("auth", "auth", RateLimitSettings(limit=failures), legacy=legacy)
         self._auth = auth
@@ -125,14 +160,12 @@ class RateLimiter:
         self._after = _Rules((rule for rule in listed if rule.by_user), shared=shared)
         # When nothing else is asked there is nothing to collect: that is what most requests meet.
         self._default = default if len(self._before.here) == 1 and not self._before.shared else None
-        self._dry_run = dry_run
-        self._clock = clock
-        self._store = RateStore(max_keys=settings.max_keys) if storage is None else storage
         foldable = any(rule.foldable for rule in listed)
-        self._pressure = Pressure(settings.max_keys, ipv6_prefix, foldable=foldable, evicted=self._store.evicted)
-        # Responses that have left or are about to, at most one for each request since the last `check`.
-        self._late: deque[tuple[float, tuple[Hit, ...]]] = deque()
-        self._waiting_for_shared: deque[Hit] = deque(maxlen=MAX_WAITING_FOR_SHARED)
+        if foldable != self._foldable:
+            self._foldable = foldable
+            self._pressure = Pressure(
+                self._max_keys, self._ipv6_prefix, foldable=foldable, evicted=self._store.evicted
+            )
 
     def __repr__(self) -> str:
         here, shared = (len(self._before.here) + len(self._after.here), len(self._before.shared + self._after.shared))

@@ -81,42 +81,54 @@ class AccessLog:
     """
 
     def __init__(self, log: LogSettings, *, environ: Mapping[str, str] | None = None) -> None:
-        self._writer: LogWriter | None = None
+        # One attribute, so that no line is made for one place and written to another. None is off.
+        self._to: tuple[Callable[[AccessEntry], bytes], LogWriter] | None = None
         if log.access != "off":
-            self._line = line_maker(log, os.environ if environ is None else environ)
-            self._writer = LogWriter(
+            line = line_maker(log, os.environ if environ is None else environ)
+            writer = LogWriter(
                 "access",
                 LogFile(log.access, max_bytes=log.max_size, backups=log.backups),
                 report=logger.log,
                 gather_s=GATHER_S,
             )
+            self._to = line, writer
 
     def __repr__(self) -> str:
-        return f"<AccessLog {self._writer or 'off'}>"
+        return f"<AccessLog {self._to[1] if self._to else 'off'}>"
 
     def start(self) -> None:
         """Open the log and start its thread. Raises LogFileError, whose text is for the operator."""
-        if self._writer is not None:
-            self._writer.start()
+        if self._to is not None:
+            self._to[1].start()
+
+    def take(self, other: AccessLog) -> LogWriter | None:
+        """Write on in the place of `other`, which has been started and is not used any more. Any thread.
+
+        Return the former writer, if there is one: the caller closes it. Lines may be on their way there for a moment.
+        """
+        former, self._to = self._to, other._to
+        return None if former is None else former[1]
 
     def write(self, entry: AccessEntry) -> None:
         """Log `entry`. Any thread; never waits for the disk, never raises."""
-        writer = self._writer
-        if writer is None:
+        to = self._to
+        if to is None:
             return
+        line, writer = to
         try:
-            writer.write(self._line(entry))
+            writer.write(line(entry))
         except Exception:  # a bug of ours in one line is no reason to lose the connection
             writer.count_dropped()
 
     def reopen(self) -> None:
         """Have the file opened again: for SIGHUP, also from inside its handler."""
-        if self._writer is not None:
-            self._writer.reopen()
+        to = self._to
+        if to is not None:
+            to[1].reopen()
 
     def close(self, timeout_s: float) -> bool:
         """Write what is queued and end the thread; say whether that took less than `timeout_s`. Can be repeated."""
-        return self._writer is None or self._writer.close(timeout_s)
+        return self._to is None or self._to[1].close(timeout_s)
 
 
 def line_maker(log: LogSettings, environ: Mapping[str, str]) -> Callable[[AccessEntry], bytes]:

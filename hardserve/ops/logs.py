@@ -56,7 +56,7 @@ _PLAIN = "\x1b[0m"
 class Logs:
     """The logging in force. `close` gives it back."""
 
-    def __init__(self, writer: LogWriter, handler: logging.Handler, *, root_level: int | None) -> None:
+    def __init__(self, writer: LogWriter, handler: LineHandler, *, root_level: int | None) -> None:
         self._writer = writer
         self._handler = handler
         # The level to give back, or None when the root was left alone.
@@ -68,6 +68,29 @@ class Logs:
     def reopen(self) -> None:
         """Have the file opened again: for SIGHUP, also from inside its handler."""
         self._writer.reopen()
+
+    def prepare(self, log: LogSettings) -> LogWriter:
+        """Open another place for what is logged, where `take` is to write. Any thread. Raises LogFileError."""
+        writer = _writer(log)
+        writer.start()
+        return writer
+
+    def take(self, log: LogSettings, writer: LogWriter | None) -> LogWriter | None:
+        """Log by other settings from now on, to `writer` if there is another one. Any thread.
+
+        Return the former writer, if there is another: the caller closes it. Lines may be on their way there for a
+        moment.
+        """
+        level = log.level.upper()
+        logging.getLogger(SERVER).setLevel(level)
+        if self._root_level is not None:
+            logging.getLogger().setLevel(level)
+        former = self._writer
+        if writer is None:
+            return None
+        self._handler.setFormatter(_formatter(log))
+        self._handler.writer = self._writer = writer
+        return former
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was logged so far is written; say whether it was in time. Before `os._exit`."""
@@ -101,17 +124,11 @@ def configure(log: LogSettings, *, environ: Mapping[str, str] | None = None) -> 
     Call it when the server's modules, and with them their loggers, are imported and the app is not. Raises
     LogFileError, whose text is for the operator; then nothing was changed.
     """
-    fd = STREAMS.get(log.error, -1)
-    there = destination(fd, os.environ if environ is None else environ) if fd >= 0 else Destination.PLAIN
-    writer = LogWriter(
-        "error",
-        LogFile(log.error, max_bytes=log.max_size, backups=log.backups),
-        report=_report_elsewhere_too if fd < 0 else logger.log,
-    )
+    writer = _writer(log)
     writer.start()
 
     handler = LineHandler(writer)
-    handler.setFormatter(FORMATTERS[there]())
+    handler.setFormatter(_formatter(log, environ))
     level = log.level.upper()
     server = logging.getLogger(SERVER)
     server.addHandler(handler)
@@ -131,6 +148,21 @@ def configure(log: LogSettings, *, environ: Mapping[str, str] | None = None) -> 
     # A start that fails, or an app that ends the process, must not take its last words with it.
     atexit.register(logs.close)
     return logs
+
+
+def _writer(log: LogSettings) -> LogWriter:
+    return LogWriter(
+        "error",
+        LogFile(log.error, max_bytes=log.max_size, backups=log.backups),
+        report=logger.log if log.error in STREAMS else _report_elsewhere_too,
+    )
+
+
+def _formatter(log: LogSettings, environ: Mapping[str, str] | None = None) -> FileFormatter:
+    there = Destination.PLAIN
+    if log.error in STREAMS:
+        there = destination(STREAMS[log.error], os.environ if environ is None else environ)
+    return FORMATTERS[there]()
 
 
 def _report_elsewhere_too(level: int, text: str) -> None:
@@ -168,10 +200,10 @@ class LineHandler(logging.Handler):
 
     def __init__(self, writer: LogWriter) -> None:
         super().__init__()
-        self._writer = writer
+        self.writer = writer
 
     def __repr__(self) -> str:
-        return f"<LineHandler {self._writer}>"
+        return f"<LineHandler {self.writer}>"
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Emit `record` unless a filter is against it; unlike the original, without the handler's lock.
@@ -192,11 +224,11 @@ class LineHandler(logging.Handler):
         except Exception as error:  # the app's mistake, in any of the objects it logs
             said = f"a record logged at {record.pathname}:{record.lineno} cannot be formatted: {type(error).__name__}"
             text = self.format(logging.LogRecord(record.name, logging.ERROR, "", 0, "%s", (said,), None))
-        self._writer.write(f"{text}\n".encode(errors="backslashreplace"))
+        self.writer.write(f"{text}\n".encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Wait a moment for the writer, as `logging.shutdown` expects at exit."""
-        self._writer.flush(_FLUSH_TIMEOUT_S)
+        self.writer.flush(_FLUSH_TIMEOUT_S)
 
 
 class FileFormatter(logging.Formatter):

@@ -59,11 +59,11 @@ class RefusalLog:
     Events below `level`, the least that the log takes, are in `totals` and nowhere else.
     """
 
-    __slots__ = ("_due_at", "_level", "_log", "_tallies")
+    __slots__ = ("_due_at", "_log", "_tallies", "level")
 
     def __init__(self, log: Callable[[int, str], None], level: int = logging.DEBUG) -> None:
         self._log = log
-        self._level = level
+        self.level = level
         self._tallies: dict[str, _Tally] = {}
         self._due_at = math.inf  # when the first window ends that has something in it
 
@@ -77,7 +77,7 @@ class RefusalLog:
         if tally is None:
             tally = self._tallies[event.name] = _Tally(event, -math.inf)
         tally.total += 1
-        if event.level < self._level:
+        if event.level < self.level:
             return False
         first = tally.count == 0
         tally.count += 1

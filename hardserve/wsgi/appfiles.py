@@ -133,7 +133,7 @@ def named_body(head: Head, named: Named, *, command: str, headers: Mapping[str, 
     whole = [FilePart(file, 0, file.size)]
     if code == "206":
         span = _span_of_app(head, file.size)
-        head.length = len(span)
+        head.length = span.length
         return [] if head.bodiless else [FilePart(file, span.start, span.end)]
     if head.bodiless and command != "HEAD":
         return []
@@ -197,7 +197,7 @@ def _partial(head: Head, file: SharedFile, spans: Sequence[Span]) -> Body:
         raise ResponseRefusedError(refusals.RANGE_NOT_SATISFIABLE, field)
     head.status = f"206 {REASONS[206]}"
     if len(spans) == 1:
-        head.length = len(spans[0])
+        head.length = spans[0].length
         head.add("Content-Range", content_range(spans[0], file.size))
         return [FilePart(file, spans[0].start, spans[0].end)]
     multipart = Multipart(spans, file.size, head.field("content-type"), f"{random.getrandbits(96):024x}")

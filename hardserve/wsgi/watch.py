@@ -22,6 +22,8 @@ logger = logging.getLogger("hardserve.wsgi")
 
 JobT = TypeVar("JobT")
 
+# How long a job waits before it matters that no worker gets on.
+MINDED_S = 2.0
 LOOK_S = 0.1  # at the latest in the next slot of the wheel, and with this, in each
 
 
@@ -95,6 +97,19 @@ class Watch(Generic[JobT]):
         self._judge()
         # Not `busy`: a worker that has taken a job and not said so yet has one all the same.
         return now + LOOK_S if self._late or self._workers.in_pool or self._workers.stuck else None
+
+    def stalled_s(self, now: float) -> float:
+        """Return for how long no worker has got on, if a job waits for that; 0 when one is free, or none waits.
+
+        Getting on is taking a job or giving a part of its answer; who sends what the app gave does not hang. A job has
+        to wait for a while: long requests that nobody minds are no hang.
+        """
+        if self._workers.waiting_s(now) < min(MINDED_S, self._queue_s / 2):
+            return 0.0
+        since = [self._ctx.app_since(job) for worker in self._workers.workers if (job := worker.job) is not None]
+        if len(since) < len(self._workers.workers):
+            return 0.0
+        return max(0.0, now - max(since))
 
     def _end(self, worker: Worker[JobT], job: JobT, now: float) -> None:
         late_s = now - self._ctx.app_since(job)

@@ -100,6 +100,13 @@ class Workers(Generic[JobT]):
         """Return how many jobs no worker has taken yet. Any thread."""
         return len(self._ready) + self._held
 
+    def waiting_s(self, now: float) -> float:
+        """Return for how long the first in the queue has waited for a worker, 0 if there is none. Any thread."""
+        try:
+            return now - self._ready[0][2]
+        except IndexError:
+            return 0.0
+
     @property
     def in_pool(self) -> int:
         """How many jobs wait for a thread or are with one, but for those of workers that were replaced. Any thread."""

@@ -1,0 +1,262 @@
+"""How a process takes the place of another one on the same sockets, without systemd: SIGUSR2, as nginx and gunicorn do.
+
+    old: starts the new one by the command that it was started by, and hands its listening sockets on
+    new: reads its settings, imports the app, accepts           -> "ready"
+    old: <- "go": tells systemd who the service is now, gives up the control socket, drains and ends
+    new: opens the control socket, speaks to systemd
+    or   new: "failed: why", or ends                             old: says so and goes on
+
+Each says its lines over one socket pair, which ends when either process does. The waiting is done by a thread of its
+own on both sides, "hardserve-successor"; each method says its thread. What is in memory is not handed on: bans, counts
+of rate limits, what is known of files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from hardserve.inherited import Handed, Passed, passed_sockets, place_of
+
+logger = logging.getLogger("hardserve")
+
+# Where a new process finds what it is handed. Taken out of its environment at once.
+VARIABLE = "HARDSERVE_SUCCESSION"
+# For a new process to import its app, on a slow box.
+START_S = 300.0
+# For one that did not become ready in time, or is not wanted any more, to end by itself.
+END_S = 10.0
+# For either side to say or hear the next line, once it is due.
+TURN_S = 10.0
+
+_READY, _FAILED, _GO = b"ready", b"failed: ", b"go"
+_MAX_LINE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """How this process was started, by which another one like it can be.
+
+    `environ` is what it was given, before any .env was added. `handed` are the sockets of the process that it replaces,
+    `passed` those of systemd, which may have come by way of that one.
+    """
+
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    directory: str
+    passed: Sequence[Passed] = ()
+    handed: Sequence[Handed] = ()
+    predecessor: Predecessor | None = None
+
+    @classmethod
+    def now(cls) -> Started:
+        """Return how, and take what is for this process alone out of its environment.
+
+        Main thread, first of all. Raises SettingsError for sockets of systemd's that cannot be served.
+        """
+        environ, pid = os.environ, os.getpid()
+        told = environ.pop(VARIABLE, "")
+        passed = passed_sockets(environ, pid)
+        handed: tuple[Handed, ...] = ()
+        predecessor = None
+        if told:
+            story = json.loads(told)
+            # A shell that an app has started has the variable, too, and none of the sockets.
+            if story["pid"] == os.getppid():
+                every = [Handed(*each) for each in story["sockets"]]
+                handed = tuple(each for each in every if each.name is None)
+                passed = [Passed(each.fd, each.name, place_of(each.fd)) for each in every if each.name is not None]
+                predecessor = Predecessor(socket.socket(fileno=story["fd"]))
+                if environ.get("SYSTEMD_EXEC_PID") == str(story["pid"]):
+                    environ["SYSTEMD_EXEC_PID"] = str(pid)  # it will be the one that systemd looks after
+        # Not by its real path: that is the old release, where a link leads to the current one.
+        directory = environ.get("PWD", "")
+        if not (os.path.isabs(directory) and os.path.exists(directory) and os.path.samefile(directory, ".")):
+            directory = os.getcwd()
+        command = (sys.executable, *sys.orig_argv[1:])
+        return cls(command, dict(environ), directory, tuple(passed), handed, predecessor)
+
+    def failed(self, why: str) -> None:
+        """Say why this process will not serve, if it was to replace another one."""
+        if self.predecessor is not None:
+            self.predecessor.failed(why)
+
+    def name_of(self, address: str) -> str | None:
+        """Return the name of the socket that systemd has passed and the settings call `address`, None if it is none."""
+        fd = address.removeprefix("fd:").partition("?")[0]
+        return next((each.name for each in self.passed if str(each.fd) == fd), None)
+
+    @property
+    def handed_fds(self) -> dict[str, list[int]]:
+        """The sockets of a former process, by what its settings called them."""
+        fds: dict[str, list[int]] = {}
+        for each in self.handed:
+            fds.setdefault(each.address, []).append(each.fd)
+        return fds
+
+
+class Predecessor:
+    """The process whose place this one takes."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._connected = connected
+        connected.settimeout(TURN_S)
+        connected.set_inheritable(False)
+
+    def __repr__(self) -> str:
+        return f"<Predecessor {self._connected.fileno()}>"
+
+    def failed(self, why: str) -> None:
+        """Say that there will be no successor. Main thread, instead of `ready`."""
+        with contextlib.suppress(OSError):
+            self._connected.sendall(_FAILED + why.encode()[: _MAX_LINE_BYTES // 2].replace(b"\n", b"\r") + b"\n")
+
+    def ready(self, go: Callable[[], None]) -> None:
+        """Say that connections are accepted here, and have `go` called when the other one steps back. I/O thread.
+
+        It is called on another thread, and also if the other one ends without a word.
+        """
+        with contextlib.suppress(OSError):
+            self._connected.sendall(_READY + b"\n")  # some bytes, which the socket has room for
+
+        def wait() -> None:
+            with self._connected, contextlib.suppress(OSError):
+                _line(self._connected)
+            go()
+
+        threading.Thread(target=wait, name="hardserve-successor", daemon=True).start()
+
+
+class Succession:
+    """Has another process take the place of this one. `begin` and `cancel`: main thread, also in signal handlers.
+
+    `sockets` returns what is handed on. `step_back` is given the id of the new process when it is ready; when it
+    returns, the new one is told to go on, and then `leave` is called. Both on the thread "hardserve-successor".
+    """
+
+    def __init__(
+        self,
+        started: Started,
+        *,
+        sockets: Callable[[], Iterable[Handed]],
+        step_back: Callable[[int], None],
+        leave: Callable[[], None],
+    ) -> None:
+        self._started = started
+        self._sockets = sockets
+        self._step_back = step_back
+        self._leave = leave
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cancelled = False
+
+    def __repr__(self) -> str:
+        return f"<Succession {'idle' if self._thread is None else self._process!r}>"
+
+    def begin(self) -> None:
+        """Start the new process, unless that is being done or cannot be."""
+        if self._thread is not None and self._thread.is_alive():
+            logger.warning("SIGUSR2: a new process is being started already")
+            return
+        refusal = _why_not(self._started.environ, os.getpid())
+        if refusal:
+            logger.error("SIGUSR2: no new process is started: %s", refusal)
+            return
+        self._thread = threading.Thread(target=self._run, name="hardserve-successor", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """End a new process that is not ready yet: both are to end."""
+        self._cancelled = True
+        if self._process is not None and self._thread is not None and self._thread.is_alive():
+            self._process.terminate()
+
+    def _run(self) -> None:
+        try:
+            self._start()
+        except Exception as error:
+            # No memory, no descriptors, no such directory any more: whatever it is, who serves goes on.
+            logger.exception("the new process could not be started (%s): this one goes on", type(error).__name__)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            sockets = list(self._sockets())
+            story = {
+                "pid": os.getpid(),
+                "fd": theirs.fileno(),
+                "sockets": [(each.fd, each.address, each.name) for each in sockets],
+            }
+            environ = {**self._started.environ, VARIABLE: json.dumps(story)}
+            environ.pop("WATCHDOG_PID", None)  # the watchdog is for this process until it steps back
+            process = subprocess.Popen(  # noqa: S603  # the command of this very process
+                self._started.command,
+                cwd=self._started.directory,
+                env=environ,
+                pass_fds=[theirs.fileno(), *(each.fd for each in sockets)],
+            )
+            self._process = process
+            theirs.close()
+            if self._cancelled:
+                process.terminate()
+            logger.info("SIGUSR2: process %d is started to take over: %s", process.pid, " ".join(self._started.command))
+            ours.settimeout(START_S)
+            said = b""
+            with contextlib.suppress(OSError):
+                said = _line(ours)
+            if said == _READY and not self._cancelled:
+                self._step_back(process.pid)
+                with contextlib.suppress(OSError):
+                    ours.sendall(_GO + b"\n")
+                logger.info("process %d has taken over: this one drains", process.pid)
+                self._leave()
+                return
+        self._give_up(process, said)
+
+    def _give_up(self, process: subprocess.Popen[bytes], said: bytes) -> None:
+        """Say why there is no successor, and see that there is none."""
+        until = monotonic() + END_S
+        if not said.startswith(_FAILED) and (said == _READY or process.poll() is None):
+            process.terminate()
+        try:
+            code = process.wait(max(0.0, until - monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if self._cancelled:
+            return
+        why = said.removeprefix(_FAILED).decode(errors="replace").replace("\r", "\n")
+        if not said.startswith(_FAILED):
+            why = f"it was not ready within {START_S:g} s" if code < 0 else "see what it has said on standard error"
+        logger.error("the new process has failed (exit code %d), this one goes on: %s", code, why)
+
+
+def _line(connected: socket.socket) -> bytes:
+    """Return the next line, less if the other one ends. Raises OSError."""
+    received = b""
+    while not received.endswith(b"\n") and len(received) < _MAX_LINE_BYTES:
+        data = connected.recv(4096)
+        if not data:
+            break
+        received += data
+    return received.rstrip(b"\n")
+
+
+def _why_not(environ: Mapping[str, str], pid: int) -> str:
+    """Return why the place of this process cannot be taken, "" if it can."""
+    if pid == 1:
+        return "the container ends with this process, which is its first: start another container"
+    if environ.get("SUPERVISOR_ENABLED") == "1":
+        return "supervisord looks after this process and no other, and would start a third: restart it there"
+    if environ.get("SYSTEMD_EXEC_PID") == str(pid) and not environ.get("NOTIFY_SOCKET"):
+        return "systemd would end the new one together with this one: set Type=notify in the unit, or restart it there"
+    return ""
