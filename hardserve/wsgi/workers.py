@@ -101,11 +101,12 @@ class Workers(Generic[JobT]):
         return len(self._ready) + self._held
 
     def waiting_s(self, now: float) -> float:
-        """Return for how long the first in the queue has waited for a worker, 0 if there is none. Any thread."""
-        try:
-            return now - self._ready[0][2]
-        except IndexError:
-            return 0.0
+        """Return for how long the job has waited that has waited longest, 0 if none does. Any thread."""
+        with self._lock:
+            came = [held[0][2] for held in self._held_back.values()]
+        with contextlib.suppress(IndexError):
+            came.append(self._ready[0][2])
+        return now - min(came, default=now)
 
     @property
     def in_pool(self) -> int:
