@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hardserve.ops.heartbeat import Heartbeat
+from tests.boxes import await_
 from tests.support import PATIENCE_S, serving
 
 
@@ -143,7 +144,7 @@ def test_a_server_hangs_when_all_threads_do_and_somebody_waits() -> None:
             assert app.inside.acquire(timeout=PATIENCE_S)
             assert stalled_s(monotonic() + 1e6) == 0.0  # nobody waits
             other.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            await_that(lambda: server._workers.waiting() == 1)
+            await_("it waits", lambda: server._workers.waiting() == 1)
             came = monotonic()
             since = max(request.app_since for _, request in jobs_of(server))
             assert stalled_s(monotonic() + 1.0) == 0.0  # not for long
@@ -156,13 +157,3 @@ def test_a_server_hangs_when_all_threads_do_and_somebody_waits() -> None:
 
 def jobs_of(server: Any) -> list[Any]:
     return [worker.job for worker in server._workers.workers]
-
-
-def await_that(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do."""
-    waited = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.002)):
-        if condition():
-            return
-        waited.wait(0.002)
-    raise AssertionError("it did not come to it")

@@ -20,8 +20,8 @@ import pytest
 
 from hardserve.ops.control import ask
 from hardserve.successor import VARIABLE, Started, Succession
+from tests.boxes import await_
 from tests.conftest import PATIENCE_S, REPOSITORY, Command, StartCommand
-from tests.test_heartbeat import await_that
 from tests.test_notify import Manager
 
 SWAPS = 5
@@ -66,7 +66,7 @@ def swap(command: Command) -> int:
     """Have the process that answers be replaced, and return the new one when the old one has ended."""
     old = pid_of(command)
     os.kill(old, signal.SIGUSR2)
-    await_that(lambda: has_ended(old))
+    await_("the old one ends", lambda: has_ended(old))
     return pid_of(command)
 
 
@@ -151,7 +151,7 @@ def test_a_new_process_that_fails_leaves_the_old_one_serving(
         old = pid_of(command)
         spoil(directory)
         os.kill(old, signal.SIGUSR2)
-        await_that(lambda: re.search(said, command.output, re.DOTALL) is not None)
+        await_("it says why", lambda: re.search(said, command.output, re.DOTALL) is not None)
         assert pid_of(command) == old
 
 
@@ -162,11 +162,11 @@ def test_a_stop_ends_a_new_process_that_is_not_ready(start_command: StartCommand
             f"import os, pathlib, time\npathlib.Path({str(started)!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
         )
         os.kill(command.process.pid, signal.SIGUSR2)
-        await_that(lambda: started.exists() and started.read_text() != "")
+        await_("it is started", lambda: started.exists() and started.read_text() != "")
         os.kill(command.process.pid, signal.SIGUSR2)
-        await_that(lambda: "is being started already" in command.output)
+        await_("it says so", lambda: "is being started already" in command.output)
         assert command.stop() == 0
-        await_that(lambda: has_ended(int(started.read_text())))
+        await_("it has ended", lambda: has_ended(int(started.read_text())))
 
 
 def test_new_settings_count_and_the_control_socket_and_unix_sockets_go_along(
@@ -188,10 +188,10 @@ def test_new_settings_count_and_the_control_socket_and_unix_sockets_go_along(
             answer = b"".join(iter(lambda: client.recv(65536), b""))
         assert b"\r\nServer: second\r\n" in answer
         assert answer.endswith(str(new).encode())
-        await_that(control.exists)
+        await_("the socket is there", control.exists)
         assert ask(control, "bans") == []
         os.kill(new, signal.SIGTERM)
-        await_that(lambda: has_ended(new))
+        await_("it has ended", lambda: has_ended(new))
         assert not unix.exists()
         assert not control.exists()
 
@@ -215,22 +215,22 @@ def test_systemd_is_told_who_the_service_is_now(directory: Path, tmp_path: Path)
             [sys.executable, "-m", "hardserve", *FLAGS, "--bind", f"127.0.0.1:{port}"],
             cwd=directory, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ) as process:  # fmt: skip
-            await_that(lambda: hear("READY=1"))
-            await_that(lambda: hear("WATCHDOG=1"))
+            await_("READY=1", lambda: hear("READY=1"))
+            await_("WATCHDOG=1", lambda: hear("WATCHDOG=1"))
             assert any(re.fullmatch(r"STATUS=serving; \d+ connections, 0 of 8 threads busy, .*", each) for each in told)
             told.clear()
             process.send_signal(signal.SIGUSR2)
-            await_that(lambda: hear("READY=1"))
+            await_("READY=1", lambda: hear("READY=1"))
             [new] = [int(each.removeprefix("MAINPID=")) for each in told if each.startswith("MAINPID=")]
             assert told.index(f"MAINPID={new}") < told.index("READY=1")
             assert process.wait(PATIENCE_S) == 0
             hear("")
             assert "STOPPING=1" not in told
             told.clear()
-            await_that(lambda: hear("WATCHDOG=1"))  # the new one's
+            await_("WATCHDOG=1", lambda: hear("WATCHDOG=1"))  # the new one's
             os.kill(new, signal.SIGTERM)
-            await_that(lambda: hear("STOPPING=1"))
-            await_that(lambda: has_ended(new))
+            await_("STOPPING=1", lambda: hear("STOPPING=1"))
+            await_("it has ended", lambda: has_ended(new))
 
 
 # --- what is handed on ---
