@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from hardserve import __version__
 from hardserve.inherited import Handed
 from hardserve.ops.accesslog import AccessLog
 from hardserve.ops.banner import banner
+from hardserve.ops.control import ControlError
 from hardserve.ops.notify import Notifier
 from hardserve.reload import Reload, Reread
 from hardserve.server import LAST_WORDS_S, Server
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from hardserve.ops.logs import Logs
     from hardserve.settings import Settings
     from hardserve.wsgi.context import Application
+
+logger = logging.getLogger("hardserve")
 
 
 def run(
@@ -139,7 +143,10 @@ class _Service:
     def _take_over(self) -> None:
         """Take what the former process has let go of. The predecessor's thread."""
         self._server.share(False)
-        self._open_control()
+        try:
+            self._open_control()
+        except ControlError as error:
+            logger.error("%s; it serves all the same", error)  # noqa: TRY400  # it says all there is to know
         self._notifier.ready()
         if self._notifier.listened_to:
             self._server.post(self._heartbeat.begin)
@@ -175,7 +182,7 @@ class _Service:
         # systemd's watchdog ends a process by SIGABRT: where each thread was is then the only trace.
         tracing = faulthandler.is_enabled()
         if not tracing:
-            faulthandler.enable()
+            faulthandler.enable(file=2)  # not sys.stderr, which need not be a file
         try:
             yield
         finally:
