@@ -20,6 +20,7 @@ import click
 
 from hardserve.configfiles import shown_path
 from hardserve.describe import describe
+from hardserve.names import VARIABLE_PREFIX
 from hardserve.options import (
     DEFAULT,
     OPTIONS,
@@ -59,14 +60,13 @@ if TYPE_CHECKING:
 EXIT_FAILURE, EXIT_CONFIGURATION = 1, 78
 DEMO = "hardserve.demo:app"
 # The words in the place of APP that serve nothing.
-COMMANDS = ("config", "cert", "bans", "unban")
+COMMANDS = ("config", "check", "cert", "bans", "unban", "systemd")
 
 # What most people set; `--help-all` has the rest.
 COMMON = (
     "server.bind",
     "server.threads",
     "server.static",
-    "server.drain",
     "server.tls",
     "tls.domain",
     "acme.agree",
@@ -74,10 +74,18 @@ COMMON = (
     "limits.body",
     "log.level",
     "log.access",
-    "log.access_format",
 )
-# The flags that go with one command.
-COMMAND_OF = {"--example": "config", "--all": "unban", "--renew": "cert", "--json": "cert"}
+UNITS_FLAGS = ("--install", "--remove", "--user", "--template", "--name")
+# The flags that go with some commands only.
+COMMANDS_OF = {
+    "--example": ("config",),
+    "--all": ("unban",),
+    "--renew": ("cert",),
+    "--json": ("cert", "check"),
+    "--ignore": ("check",),
+    "--list": ("check",),
+    **dict.fromkeys(UNITS_FLAGS, ("systemd",)),
+}
 METAVARS = {
     AddressList: "ADDRESS",
     Choice: "WORD",
@@ -117,6 +125,9 @@ def _command() -> click.Command:
         click.Option(["--all", "everybody"], is_flag=True),
         click.Option(["--renew", "renew"], is_flag=True),
         click.Option(["--json", "as_json"], is_flag=True),
+        click.Option(["--ignore", "ignore"], multiple=True),
+        click.Option(["--list", "list_checks"], is_flag=True),
+        *(click.Option([flag], is_flag=flag != "--name") for flag in UNITS_FLAGS),
         click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_print_help_all),
         click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version),
     ]
@@ -135,9 +146,9 @@ def _command() -> click.Command:
 class _Command(click.Command):
     """One command with one set of flags, in any order, whose help is in groups.
 
-    `demo`, `config`, `cert`, `bans` and `unban` are words in the place of APP and not click's subcommands, which would
-    have a set of flags each, with a place before and a place after. `passwd` needs no setting, and is a command of its
-    own.
+    `demo`, `config`, `check`, `cert`, `bans`, `unban` and `systemd` are words in the place of APP and not click's
+    subcommands, which would have a set of flags each, with a place before and a place after. `passwd` needs no setting,
+    and is a command of its own.
     """
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -152,10 +163,12 @@ class _Command(click.Command):
                     ("demo", "Serve a small app that shows what the server does for it."),
                     ("config", "Print every setting in force and where it came from."),
                     ("config --example", "Print hardserve.toml with every setting at its default."),
+                    ("check [APP]", "Say what is wrong before it goes live; --ignore ID, --list, --json."),
                     ("cert", "Show the certificates and when each is renewed; --json."),
                     ("cert --renew", "Have the server renew them now."),
                     ("bans", "List the clients that the server has banned."),
                     ("unban CLIENT...", "Let them in again; --all for all of them."),
+                    ("systemd [APP]", "Print its systemd units; --install, --remove, --template."),
                     ("passwd FILE USER", "Add a user to the file that auth.users names, or set a password."),
                 ]
             )
@@ -245,13 +258,22 @@ def _run(
     everybody: bool,
     renew: bool,
     as_json: bool,
-    **flags: str | tuple[str, ...] | None,
+    **flags: Any,
 ) -> None:
     app, *rest = words or (None,)
     given = {"--example": example, "--all": everybody, "--renew": renew, "--json": as_json}
+    of_units = {flag.removeprefix("--"): flags.pop(flag.removeprefix("--")) for flag in UNITS_FLAGS}
+    given |= {f"--{name}": bool(value) for name, value in of_units.items()}
+    ignore, list_checks = flags.pop("ignore"), flags.pop("list_checks")
+    given |= {"--ignore": bool(ignore), "--list": list_checks}
     _check_usage(app, rest, [flag for flag, is_given in given.items() if is_given])
     if example:
         click.echo(example_toml(), nl=False)
+        return
+    if list_checks:
+        from hardserve.check import as_table  # noqa: PLC0415
+
+        click.echo(as_table())
         return
     started = None if app in COMMANDS else _started()
     directory = Path.cwd()
@@ -269,9 +291,7 @@ def _run(
         )
         return resolved, dotenv
 
-    reread = None if started is None else _Rereader(lambda: read(started.environ)[0], started, directory)
-    if reread is not None:
-        signal.signal(signal.SIGHUP, reread.note)
+    reread = None if started is None else _noting_reloads(read, started, directory)
     try:
         resolved, dotenv = read(os.environ)
     except SettingsError as error:
@@ -281,29 +301,58 @@ def _run(
         if started is not None:
             started.failed(listed)
         sys.exit(EXIT_CONFIGURATION)
-    if started is not None and reread is not None:
+    if reread is not None:
         dotenv.apply(os.environ)
-        reread.has_read(resolved)
-        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved, started, reread))
-    elif app == "config":
-        _print_settings(resolved)
-    elif app == "cert":
-        dotenv.apply(os.environ)  # where certificates are kept, it may say
-        sys.exit(_ask_server("renew", resolved.settings) if renew else _show_certificates(resolved, as_json=as_json))
-    elif app in ("bans", "unban"):
-        sys.exit(_ask_server(app, resolved.settings, [str(client) for client in rest]))
+        reread.has_begun(resolved, dotenv)
+        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved, reread))
+    if app != "config":
+        dotenv.apply(os.environ)  # which app, where certificates are kept: it may say
+    own: dict[str, Any] = {"renew": renew, "as_json": as_json, "ignore": ignore, "of_units": of_units}
+    sys.exit(_obey(app, [str(word) for word in rest], resolved, directory, **own))
+
+
+def _obey(
+    app: str | None,
+    rest: Sequence[str],
+    resolved: Resolved,
+    directory: Path,
+    *,
+    renew: bool,
+    as_json: bool,
+    ignore: Sequence[str],
+    of_units: Mapping[str, Any],
+) -> int:
+    """Do what a command is for that serves nothing, and return its exit code."""
+    if app == "cert":
+        return _ask_server("renew", resolved.settings) if renew else _show_certificates(resolved, as_json=as_json)
+    if app == "check":
+        from hardserve.check import check_command  # noqa: PLC0415
+
+        checked = DEMO if rest == ["demo"] else next(iter(rest), None)
+        return check_command(checked, resolved, directory=directory, as_json=as_json, ignore=ignore)
+    if app == "systemd":
+        from hardserve.units import units_command  # noqa: PLC0415
+
+        return units_command(next(iter(rest), None), resolved, directory=directory, **of_units)
+    if app in ("bans", "unban"):
+        return _ask_server(app, resolved.settings, rest)
+    _print_settings(resolved)
+    return 0
 
 
 def _check_usage(app: str | None, rest: Sequence[str], flags: Sequence[str]) -> None:
     """Raise click.UsageError for words and flags of commands that do not go together."""
-    if rest and app != "unban":
-        raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(map(str, rest))})")
+    extra = [] if app == "unban" else rest[1:] if app in ("check", "systemd") else rest
+    if extra:
+        raise click.UsageError(f"Got unexpected extra argument{'s'[: len(extra) > 1]} ({' '.join(map(str, extra))})")
     for flag in flags:
-        command = COMMAND_OF[flag]
-        if app != command:
-            raise click.UsageError(f"{flag} goes with {command}: hardserve {command} {flag}")
+        commands = COMMANDS_OF[flag]
+        if app not in commands:
+            raise click.UsageError(f"{flag} goes with {' and '.join(commands)}: hardserve {commands[0]} {flag}")
     if app == "unban" and bool(rest) == ("--all" in flags):
         raise click.UsageError("unban needs the address of a client, or --all")
+    if {"--install", "--remove"} <= set(flags):
+        raise click.UsageError("--install and --remove are opposites")
     if app == "cert" and len(flags) > 1:
         raise click.UsageError("--json is for what there is, and not for --renew")
 
@@ -328,12 +377,14 @@ class _Rereader:
     `read` does that; a file that was read before must be there. Called by the thread of a reload, one at a time.
     """
 
-    def __init__(self, read: Callable[[], Resolved], started: Started, directory: Path) -> None:
+    def __init__(self, read: Callable[[], tuple[Resolved, DotEnv]], started: Started, directory: Path) -> None:
         self._read = read
-        self._started = started
+        self.started = started
         self._directory = directory
         self._files: set[Path] = set()
+        self._applied: Mapping[str, str] = {}  # what .env files had for the app at the start
         self.wanted = False  # since before there was a server
+        self.later: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return f"<_Rereader of {sorted(map(str, self._files))}>"
@@ -342,8 +393,21 @@ class _Rereader:
         """Note that it was asked for by a signal, while the server is being put together. Main thread."""
         self.wanted = True
 
-    def has_read(self, resolved: Resolved) -> None:
-        """Note which files there are."""
+    def has_begun(self, resolved: Resolved, dotenv: DotEnv) -> None:
+        """Note with what the server begins."""
+        self._applied = self._of_app(dotenv)
+        self._note_files(resolved)
+
+    def _of_app(self, dotenv: DotEnv) -> dict[str, str]:
+        """Return what is not for the server, and counts: the environment goes before."""
+        environ = self.started.environ
+        return {
+            name: value
+            for name, value in dotenv.values.items()
+            if not name.startswith(VARIABLE_PREFIX) and name not in environ
+        }
+
+    def _note_files(self, resolved: Resolved) -> None:
         self._files = {path for path in (resolved.config_path, resolved.dotenv_path) if path is not None}
 
     def __call__(self) -> Resolved:
@@ -355,18 +419,28 @@ class _Rereader:
         if gone:
             said = "it was read before, and is not there any more; a restart does without it"
             raise SettingsError([f"{shown_path(path, self._directory)}: {said}" for path in sorted(gone)])
-        resolved = self._read()
+        resolved, dotenv = self._read()
         try:
-            settings = with_passed(
-                resolved.settings, self._started.passed, lambda key: resolved.origins[key] != DEFAULT
-            )
+            settings = with_passed(resolved.settings, self.started.passed, lambda key: resolved.origins[key] != DEFAULT)
         except SettingsError as error:
             raise SettingsError([resolved.placed(problem) for problem in error.problems]) from None
-        self.has_read(resolved)
+        self._note_files(resolved)
+        before, now = self._applied, self._of_app(dotenv)
+        differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        self.later = [f"{name}: another value in .env for the app" for name in differing]
         return replace(resolved, settings=settings)
 
 
-def _serve(spec: str | None, directory: Path, resolved: Resolved, started: Started, reread: _Rereader) -> int:
+def _noting_reloads(
+    read: Callable[[Mapping[str, str]], tuple[Resolved, DotEnv]], started: Started, directory: Path
+) -> _Rereader:
+    """Return what reads the settings again, which knows by now if that is asked for before there is a server."""
+    reread = _Rereader(lambda: read(started.environ), started, directory)
+    signal.signal(signal.SIGHUP, reread.note)
+    return reread
+
+
+def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: _Rereader) -> int:
     from hardserve.checks.users import UsersFileError  # noqa: PLC0415
     from hardserve.edge.listener import ListenError  # noqa: PLC0415
     from hardserve.inherited import with_passed  # noqa: PLC0415
@@ -376,6 +450,7 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved, started: Start
     from hardserve.ops.logwriter import LogFileError  # noqa: PLC0415
     from hardserve.service import run  # noqa: PLC0415
 
+    started = reread.started
     try:
         settings = with_passed(resolved.settings, started.passed, lambda key: resolved.origins[key] != DEFAULT)
         logs = configure(settings.log)

@@ -17,7 +17,7 @@ from hardserve.edge.redirect import Redirect
 from hardserve.loader.cookies import sends_session_in_plain
 from hardserve.ops.control import CommandError
 from hardserve.pool import Pool
-from hardserve.securing import Secured, secured_by
+from hardserve.securing import Secured, check_certificates, secured_by
 from hardserve.tls.pemfiles import CertificateError
 from hardserve.tls.upkeep import Upkeep
 
@@ -82,6 +82,32 @@ class Https:
             hosts = self._hosts
             # Where the operator has said which hosts are served, nobody gets as far with another one.
             gate.redirect = Redirect(port, (lambda _: True) if hosts and "*" not in hosts else self._secured.has)
+
+    # --- reload thread, and then the I/O thread ---
+
+    def prepare(self, settings: Settings, hosts: Sequence[str], files: Settings) -> Secured | None:
+        """Return the certificates for other settings, None where they stay; `files` are those with paths to open.
+
+        Blocks on files. Raises SettingsError for certificates that cannot be served, those that stay among them.
+        """
+        before = self._settings
+        of_hosts = settings.server.tls == "self-signed" and tuple(hosts) != tuple(self._hosts)
+        if of_hosts or (settings.tls, settings.certificate) != (before.tls, before.certificate):
+            return secured_by(files, hosts, os.environ)
+        self.check(files)
+        return None
+
+    def check(self, files: Settings) -> None:
+        """Look only whether the certificates could be served. Raises SettingsError."""
+        check_certificates(files)
+
+    def take(self, settings: Settings, hosts: Sequence[str], secured: Secured | None) -> None:
+        """Serve what was prepared: handshakes that have begun go on with what they have. `guard` has to follow."""
+        self._settings, self._hosts = settings, hosts
+        if secured is not None:
+            self._secured = secured
+            if self._upkeep is not None:
+                self._upkeep.take(secured.store, secured.renew)
 
     def answering(self, gate: Gate, date: DateClock, outcome: Outcome, others: Serve | None) -> Serve | None:
         """Return what serves a CA its answers before `others` are asked, who serve files."""

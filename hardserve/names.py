@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hardserve.describe import describe
-from hardserve.settings import ABOUT, About, AboutTables, Kind, Settings
-from hardserve.values import parse, plain, show, write
+from hardserve.settings import ABOUT, About, AboutTables, Kind, Settings, StorageUrl
+from hardserve.values import parse, plain, show, without_password, write
 
 VARIABLE_PREFIX = "HARDSERVE_"
 
@@ -49,6 +49,13 @@ class Option:
     @property
     def flag(self) -> str:
         return "--" + self.keyword.replace("_", "-")
+
+    def shown(self, value: Any) -> str:
+        """Write a value for people, on one line: who would not see an empty list, and is to see no password."""
+        text = plain(self.kind, value) or "none"
+        if isinstance(self.kind, StorageUrl):
+            text = without_password(text)
+        return text if text.isprintable() else show(text)
 
 
 @dataclass(frozen=True, slots=True)

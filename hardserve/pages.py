@@ -138,12 +138,12 @@ class ErrorPages:
     are there; in what it has none for, clients get ours. `headers` is what all responses have.
     """
 
-    __slots__ = ("_custom", "_fields", "_remembered", "_responses")
+    __slots__ = ("_fields", "_remembered", "_responses", "custom")
 
     def __init__(
         self, custom: Mapping[tuple[int, str], bytes] | None = None, headers: HeaderSettings | None = None
     ) -> None:
-        self._custom = dict(custom or {})
+        self.custom: Mapping[tuple[int, str], bytes] = dict(custom or {})
         self._fields = dict(default_lines(headers or HeaderSettings()))
         # By the refusal's name and media type. Names are declared in the code, so that these are few.
         self._responses: dict[str, dict[str, _Response]] = {}
@@ -151,7 +151,7 @@ class ErrorPages:
         self._remembered: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"<ErrorPages {len(self._custom)} custom, {len(self._remembered)} Accept fields remembered>"
+        return f"<ErrorPages {len(self.custom)} custom, {len(self._remembered)} Accept fields remembered>"
 
     @classmethod
     def load(cls, entries: Sequence[ErrorPageSettings], headers: HeaderSettings | None = None) -> Self:
@@ -228,7 +228,7 @@ class ErrorPages:
             for offer in OFFERS
         }
         for suffix, offers in _SUFFIXES.items():
-            content = self._custom.get((refusal.status, suffix))
+            content = self.custom.get((refusal.status, suffix))
             if content is not None:
                 responses |= dict.fromkeys(offers, _response(refusal, offers[0], content, fields))
         self._responses[refusal.name] = responses

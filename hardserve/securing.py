@@ -1,6 +1,7 @@
 """What a server's settings say of HTTPS, put together: which certificates it has, and what is said of them.
 
-Main thread, once, before anything listens. Whatever is wrong with a certificate stops the start.
+Main thread, before anything listens, and the thread of a reload. Whatever is wrong with a certificate stops the start,
+or the reload.
 """
 
 from __future__ import annotations
@@ -122,12 +123,7 @@ def secured_by(settings: Settings, hosts: Sequence[str], environ: Mapping[str, s
             acme = Acme(settings, environ)
             own = acme.first(now)
         others = list(pair_files(settings))
-        store = CertificateStore(
-            [*own, *others],
-            unknown="refuse" if settings.tls.unknown_names == "refuse" else "default",
-            client_ca=None if settings.tls.client_ca == "none" else _path(settings.tls.client_ca),
-            client_certificates=settings.tls.client_certificates,  # type: ignore[arg-type]  # one of the same words
-        )
+        store = _store(settings, [*own, *others])
         warnings = store.load(time.time())  # not earlier than what was just made
     except CertificateError as error:
         raise SettingsError([_placed(problem, files) for problem in error.problems]) from None
@@ -137,6 +133,27 @@ def secured_by(settings: Settings, hosts: Sequence[str], environ: Mapping[str, s
         return Secured(store, renew, anew=anew)
     acme.installs(store, others)
     return Secured(store, None, acme.manager, acme.challenges)
+
+
+def _store(settings: Settings, pairs: Sequence[PairFiles]) -> CertificateStore:
+    return CertificateStore(
+        pairs,
+        unknown="refuse" if settings.tls.unknown_names == "refuse" else "default",
+        client_ca=None if settings.tls.client_ca == "none" else _path(settings.tls.client_ca),
+        client_certificates=settings.tls.client_certificates,  # type: ignore[arg-type]  # one of the same words
+    )
+
+
+def check_certificates(settings: Settings) -> None:
+    """Look whether the files that somebody else keeps could be served now. Any thread; blocks on files.
+
+    Raises SettingsError with every problem.
+    """
+    try:
+        _store(settings, list(pair_files(settings))).load(time.time())
+    except CertificateError as error:
+        files = list(_files(settings))
+        raise SettingsError([_placed(problem, files) for problem in error.problems]) from None
 
 
 def _path(text: str) -> Path:

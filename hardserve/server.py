@@ -450,6 +450,7 @@ class Server:
             settings=settings,
             hosts=self._served_hosts,
             hosts_of=self._hosts,
+            trusted=self._trusted,
             gate=gate,
             limiter=self._limiter,
             authenticator=self._authenticator,

@@ -203,3 +203,6 @@ class _Service:
         self._server.look_at_certificates()
         if self._reload is not None:
             self._reload.ask()
+        else:  # systemd waits for both (Type=notify-reload)
+            self._notifier.reloading()
+            self._notifier.ready()

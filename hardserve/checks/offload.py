@@ -131,6 +131,15 @@ class Offload:
     def __repr__(self) -> str:
         return f"<Offload passwords={self._passwords!r} questions={self._questions!r}>"
 
+    def change(self, limiter: Limiter, authenticator: Authenticator | None) -> None:
+        """Have these asked from now on: a limiter with the same counts, and who knows the passwords. I/O thread.
+
+        Without a users file, what has come in before is still checked by the last one.
+        """
+        self._limiter = limiter
+        if authenticator is not None:
+            self._authenticator = authenticator
+
     def password(self, asker: Asker, request: Asked, then: Callable[[str | BaseException | None, float], None]) -> bool:
         """Have the password of `request` checked; `then` is given its user, None if it is wrong.
 

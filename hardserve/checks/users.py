@@ -322,6 +322,16 @@ class Authenticator:
         self._use(self._current())
         return permission_warnings(self._shown, self._mode)
 
+    def refresh(self) -> None:
+        """Take what the file says now. Any thread that may block. Raises UsersFileError, and then nothing changes.
+
+        Nothing is logged of an error: the check threads say it once, when they find it.
+        """
+        with self._looking:
+            now = self._clock()
+            self._take(self._current())
+            self._looked_at = now
+
     def remembered(self, authorization: str, client: str, now: float) -> str | None:
         """Return the user if these credentials need no check, None if one must be made. I/O thread, microseconds.
 
@@ -398,15 +408,18 @@ class Authenticator:
             except UsersFileError as error:
                 self._complain(str(error))
             else:
-                if users is not self._users:
-                    self._use(users)
-                    logger.info("users file %s read again, it has %d", self._shown, len(users))
-                elif self._problem:
-                    logger.info("users file %s is as it was at %s again", self._shown, self._read_at)
-                self._problem = ""
+                self._take(users)
             self._looked_at = now
         finally:
             self._looking.release()
+
+    def _take(self, users: Users) -> None:
+        if users is not self._users:
+            self._use(users)
+            logger.info("users file %s read again, it has %d", self._shown, len(users))
+        elif self._problem:
+            logger.info("users file %s is as it was at %s again", self._shown, self._read_at)
+        self._problem = ""
 
     def _complain(self, problem: str) -> None:
         if problem != self._problem:

@@ -163,6 +163,14 @@ class Gate:
             return None if request.body_rcv is None else self._size_body(request, NO_ROUTE)
         return self._rate_verdict(verdict, asker, request, self._after_rates, routes, now)
 
+    def follow(self, former: Gate) -> None:
+        """Take over what the server has set on a former gate, and what that has said already. I/O thread."""
+        self.is_challenge = former.is_challenge
+        self.file_refusal = former.file_refusal
+        if self._trusted is former._trusted and self._family == former._family:
+            self._unknown_proxy = former._unknown_proxy
+            self._other_family_seen = former._other_family_seen
+
     # --- who asks ---
 
     def _look_for_proxy(self, near: Networks, asker: Asker) -> None:

@@ -75,19 +75,18 @@ class Logs:
         writer.start()
         return writer
 
-    def take(self, log: LogSettings, writer: LogWriter | None) -> LogWriter | None:
-        """Log by other settings from now on, to `writer` if there is another one. Any thread.
-
-        Return the former writer, if there is another: the caller closes it. Lines may be on their way there for a
-        moment.
-        """
-        level = log.level.upper()
-        logging.getLogger(SERVER).setLevel(level)
+    def set_level(self, level: str) -> None:
+        """Log what is at least so severe from now on. Any thread."""
+        logging.getLogger(SERVER).setLevel(level.upper())
         if self._root_level is not None:
-            logging.getLogger().setLevel(level)
+            logging.getLogger().setLevel(level.upper())
+
+    def take(self, log: LogSettings, writer: LogWriter) -> LogWriter:
+        """Log to what `prepare` has opened from now on. Any thread.
+
+        Return the former writer: the caller closes it. Lines may be on their way there for a moment.
+        """
         former = self._writer
-        if writer is None:
-            return None
         self._handler.setFormatter(_formatter(log))
         self._handler.writer = self._writer = writer
         return former

@@ -33,7 +33,7 @@ def tell(sentences: Iterable[str]) -> None:
 class Upkeep:
     """The looks at a store. `post` and `plan` are the loop's; `renew` is called once a day, before a look.
 
-    `begin` and `stop` are for the I/O thread, `look` for any and for signal handlers.
+    `begin`, `take` and `stop` are for the I/O thread, `look` for any and for signal handlers.
     """
 
     def __init__(
@@ -44,15 +44,14 @@ class Upkeep:
         *,
         renew: Renew | None = None,
     ) -> None:
-        self._store = store
+        self._kept = store, renew
         self._post = post
         self._plan = plan
-        self._renew = renew
         self._pool = Pool("certificates", 1, 1)
         self._day_since = -math.inf  # seconds of the epoch; the check thread's
 
     def __repr__(self) -> str:
-        return f"<Upkeep of {self._store!r}, {self._pool!r}>"
+        return f"<Upkeep of {self._kept[0]!r}, {self._pool!r}>"
 
     def begin(self, now: float) -> None:
         """Look from now on."""
@@ -62,6 +61,10 @@ class Upkeep:
     def look(self) -> None:
         """Look as soon as may be. Any thread, and signal handlers."""
         self._post(self._submit)
+
+    def take(self, store: CertificateStore, renew: Renew | None) -> None:
+        """Look at another store from now on."""
+        self._kept = store, renew
 
     def stop(self, until: float) -> None:
         """Look no more."""
@@ -80,10 +83,11 @@ class Upkeep:
 
     def _find(self, now: float) -> list[str]:
         said: list[str] = []
+        store, renew = self._kept
         daily = abs(now - self._day_since) >= DAY_S  # a clock may be set
         if daily:
             self._day_since = now
-            if self._renew is not None:
-                said += self._renew(now)
-        said += self._store.reload(now)
-        return said + self._store.expiring(now) if daily else said
+            if renew is not None:
+                said += renew(now)
+        said += store.reload(now)
+        return said + store.expiring(now) if daily else said
