@@ -47,6 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "securing": EVERYBODYS | {"configfiles", "tls"},
     "https": EVERYBODYS | {"securing", "tls", "edge", "loader", "ops"},
     "cert": EVERYBODYS | {"configfiles", "securing", "tls"},
+    "audit": EVERYBODYS | {"cert", "files", "loader", "configfiles", "units"},
+    "check": EVERYBODYS | {"audit", "cert", "checks", "configfiles", "loader", "mounting", "ops", "options"},
     "record": EVERYBODYS | {"edge", "ops", "wsgi"},
     "changes": EVERYBODYS | {"contradictions", "names", "options"},
     "replacing": EVERYBODYS | {"configfiles", "edge", "checks", "wsgi", "https", "record", "securing"},
@@ -60,8 +62,10 @@ ALLOWED: dict[str, set[str]] = {
     "cli": EVERYBODYS
     | {
         "cert",
+        "check",
         "configfiles",
         "describe",
+        "names",
         "service",
         "successor",
         "inherited",
@@ -71,8 +75,10 @@ ALLOWED: dict[str, set[str]] = {
         "loader",
         "ops",
         "passwd",
+        "units",
         "__init__",
     },
+    "units": EVERYBODYS | {"configfiles", "loader", "options"},
     "__main__": {"cli"},
     "__init__": EVERYBODYS | {"server", "service", "successor", "inherited", "options", "ops", "loader"},
 }

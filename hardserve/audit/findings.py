@@ -30,7 +30,7 @@ class Check:
     severity: Severity
     title: str
     why: str
-    fix: str = ""
+    fix: str
 
     def found(self, evidence: str, fix: str = "") -> Finding:
         """Return the finding that says what was seen, and where."""
