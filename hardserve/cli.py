@@ -421,7 +421,7 @@ class _Rereader:
             raise SettingsError([f"{shown_path(path, self._directory)}: {said}" for path in sorted(gone)])
         resolved, dotenv = self._read()
         try:
-            settings = with_passed(resolved.settings, self.started.passed, lambda key: resolved.origins[key] != DEFAULT)
+            settings = with_passed(resolved.settings, self.started.passed, _is_set(resolved))
         except SettingsError as error:
             raise SettingsError([resolved.placed(problem) for problem in error.problems]) from None
         self._note_files(resolved)
@@ -452,7 +452,7 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: _Rerea
 
     started = reread.started
     try:
-        settings = with_passed(resolved.settings, started.passed, lambda key: resolved.origins[key] != DEFAULT)
+        settings = with_passed(resolved.settings, started.passed, _is_set(resolved))
         logs = configure(settings.log)
         loaded = load_app(spec, directory=directory, environ=os.environ)
         return run(loaded.app, loaded.spec, settings, logs, started=started, reread=reread)
@@ -470,6 +470,15 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: _Rerea
     click.echo(problem, err=True)
     started.failed(problem)
     return exit_code
+
+
+def _is_set(resolved: Resolved) -> Callable[[str], bool]:
+    """Return what says of a setting whether sockets that are passed on have to be what it says.
+
+    A site with a certificate from a CA is to be on port 443, also where nobody has said so; its redirect can be left
+    out.
+    """
+    return lambda key: key in resolved.where or (key == "server.bind" and resolved.origins[key] != DEFAULT)
 
 
 def _show_certificates(resolved: Resolved, *, as_json: bool) -> int:

@@ -52,6 +52,12 @@ TAKEN = {
         ("fd:3?proxy_protocol",),
         (),
     ),
+    "one for both families, which are two in the settings": (
+        [HTTPS],
+        {"bind": "0.0.0.0:443,[::]:443"},
+        ("fd:4",),
+        (),
+    ),
     "several, in the order of the settings": (
         [HTTP, UNIX],
         {"bind": "unix:/run/app.sock,0.0.0.0:80"},

@@ -97,7 +97,7 @@ def with_examples(text: str) -> str:
 
 @pytest.mark.peer
 @needs_systemd
-@pytest.mark.parametrize("instance", ["", "my-app", "My_App.2"])
+@pytest.mark.parametrize("instance", ["", "my-app", "My_App2"])
 def test_verify_has_nothing_to_say_about_the_templates(tmp_path: Path, instance: str) -> None:
     units = {name.replace("@", f"@{instance}"): text for name, text in units_of(template_plan()).items()}
     assert verified(tmp_path, units) == ""

@@ -56,6 +56,7 @@ BROKEN = frozenset(
     }
 )  # fmt: skip
 READ_BYTES = 65536
+_MAPPED = "::ffff:"
 
 # Closing with this sends a reset, and leaves nothing of the connection in the kernel (socket(7)).
 _LINGER_NOT = struct.pack("ii", 1, 0)
@@ -230,7 +231,11 @@ class Acceptor:
                 if error.errno not in BROKEN or tries == ACCEPTS_PER_TURN:
                     raise
                 continue
-            return accepted, (address[0], address[1]) if isinstance(address, tuple) else ("unix:", 0)
+            if not isinstance(address, tuple):
+                return accepted, ("unix:", 0)
+            # An IPv4 client of a socket that takes both, which systemd makes: it is the same one (RFC 4291 2.5.5.2).
+            host = address[0]
+            return accepted, (host.removeprefix(_MAPPED) if "." in host else host, address[1])
 
     def _judge(
         self, accepted: socket.socket, peer: Peer, listener: Listener, now: float, *, short: bool

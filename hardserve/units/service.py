@@ -45,9 +45,9 @@ def socket(plan: Plan, one: Socket) -> str:
     """Return the unit of one of the plan's sockets."""
     lines = [Line("ListenStream", literal(stream)) for stream in one.streams]
     if any(stream.startswith("[") for stream in one.streams):
-        lines.append(
-            Line("BindIPv6Only", "ipv6-only", "Else who comes by IPv4 has an address such as ::ffff:192.0.2.1.")
-        )
+        lines.append(Line("BindIPv6Only", "ipv6-only", "As with server.bind, so that 0.0.0.0 can stand beside it."))
+    elif any(stream.isdecimal() for stream in one.streams):
+        lines.append(Line("BindIPv6Only", "both", "A port alone is that of IPv4, too, whatever the system's default."))
     if one.free_bind:
         lines.append(Line("FreeBind", "yes", "The address may come later than this socket: DHCP, Wi-Fi."))
     lines += one.modes
@@ -65,10 +65,9 @@ def socket(plan: Plan, one: Socket) -> str:
         Line(
             "TriggerLimitIntervalSec",
             "10s",
-            "Whoever connects has the service started if it is down: not again and again where its settings cannot be "
-            "used (exit code 78), for which nothing else restarts it. A crash loop comes to five.",
+            "Whoever connects has the service started if it is down. A crash loop has its own limit, and stays below.",
         ),
-        Line("TriggerLimitBurst", "10"),
+        Line("TriggerLimitBurst", "20"),
     ]
     what = "redirect to HTTPS" if one.redirects else "socket"
     unit = [Line("Description", f"hardserve: {plan.title} ({what})")]
@@ -103,12 +102,10 @@ def _socket_head(plan: Plan, one: Socket) -> Sequence[str]:
         plan.head[0],
         "",
         "Opens the port of an app as root and hands it to hardserve@.service, which has no privilege: while that is",
-        "restarted, clients wait. The port is 80; for others, `systemctl edit hardserve@NAME.socket`,",
-        "and without [::] where the kernel has no IPv6:",
+        "restarted, clients wait. The port is 80; for others, `systemctl edit hardserve@NAME.socket`:",
         "    [Socket]",
         "    ListenStream=",
-        "    ListenStream=0.0.0.0:443",
-        "    ListenStream=[::]:443",
+        "    ListenStream=443",
         "Leave server.bind out of /etc/hardserve/NAME.toml, or let it say the same. For a site with HTTPS on port 443,",
         "hardserve-redirect@NAME.socket has port 80.",
         "    systemctl enable --now hardserve@NAME.socket hardserve@NAME.service",
@@ -171,6 +168,8 @@ def _running(plan: Plan) -> Iterator[Line]:
     )
     yield Line("Restart", "on-failure")
     yield Line("RestartPreventExitStatus", "78", "Settings that cannot be used now cannot be used in a second.")
+    if plan.sockets or plan.examples:
+        yield _closing(plan)
     if plan.version >= RESTART_STEPS:
         yield Line("RestartSec", "1s", "One second after the first failure, then ever longer: twelve starts an hour.")
         yield Line("RestartSteps", "10")
@@ -178,7 +177,7 @@ def _running(plan: Plan) -> Iterator[Line]:
     else:
         yield Line(
             "RestartSec",
-            "2s",
+            "1s",
             "From systemd 254 on, RestartSteps=10 and RestartMaxDelaySec=5min make the delay grow; older versions do "
             "not know them.",
         )
@@ -189,6 +188,21 @@ def _running(plan: Plan) -> Iterator[Line]:
         "killed, writes into the journal where every thread was, and is started again.",
     )
     yield Line("TimeoutAbortSec", "10s", "For those last words.")
+
+
+def _closing(plan: Plan) -> Line:
+    """Return what closes the sockets of a service that cannot start."""
+    names = [f"{one.name}{'%i' * one.name.endswith('@')}.socket" for one in plan.sockets]
+    if plan.examples:
+        names = ["hardserve@%i.socket", "hardserve-redirect@%i.socket"]
+    stop = f"systemctl {'--user ' * plan.of_user}--no-block --quiet stop"
+    script = f'[ "$EXIT_STATUS" != 78 ] || exec {stop} "$@"'
+    return Line(
+        "ExecStopPost",
+        f"-{'+' * (not plan.of_user)}/bin/sh -c '{script}' sh {' '.join(names)}",
+        "Nor may whoever connects to a socket unit try them again: it is closed, and a start or restart of the service "
+        "opens it. As root, which stopping a unit takes.",
+    )
 
 
 def _files(plan: Plan) -> Iterator[Line]:
@@ -202,7 +216,10 @@ def _files(plan: Plan) -> Iterator[Line]:
             )
             if plan.examples:
                 yield Line(
-                    "User", "%i", "A name for it that stays, as for PostgreSQL's peer authentication.", example=True
+                    "User",
+                    "hardserve-%i",
+                    "Else all instances were one user. A user's name is 31 letters, digits, - and _ at most: an "
+                    "instance's, 21.",
                 )
         else:
             yield Line("User", literal(plan.user))

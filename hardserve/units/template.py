@@ -8,7 +8,7 @@ from __future__ import annotations
 from hardserve.units.plan import OLDEST, Plan, Socket, mark
 from hardserve.units.text import Line
 
-EVERY_ADDRESS = ("0.0.0.0:80", "[::]:80")
+EVERY_ADDRESS = ("80",)
 
 
 def template_plan(version: int = OLDEST) -> Plan:
