@@ -215,7 +215,7 @@ class Server:
     @property
     def sockets(self) -> list[tuple[int, str]]:
         """The descriptors that are listened on, and what the settings call each. Any thread."""
-        open_ones = [(listener.socket.fileno(), listener.address) for listener in self._listeners]
+        open_ones = [(listener.fd, listener.address) for listener in self._listeners]
         return [(fd, address) for fd, address in open_ones if fd >= 0]
 
     def share(self, shared: bool) -> None:

@@ -75,8 +75,13 @@ class _Service:
         self._access_log = AccessLog(settings.log)
         self._server = Server(app, settings, self._access_log)
         self._notifier = Notifier.of(started.environ, os.getpid())
+        self._notifier.silent = started.predecessor is not None  # until that one has left
         self._succession = Succession(
-            started, sockets=self._sockets, step_back=self._step_back, leave=self._server.hand_over
+            started,
+            sockets=self._sockets,
+            step_back=self._step_back,
+            leave=self._server.hand_over,
+            stay=lambda: self._server.share(False),
         )
         self._reread = reread
         self._reload: Reload | None = None
@@ -86,6 +91,7 @@ class _Service:
         self._control: ControlSocket | None = None
         self._control_lock = threading.Lock()  # a successor's and a predecessor's thread open and close it, too
         self._ended = False
+        self._on_duty = started.predecessor is None
 
     def run(self) -> int:
         with contextlib.ExitStack() as last:
@@ -104,21 +110,25 @@ class _Service:
                 if self._reread is not None and self._reload is not None and self._reread.wanted:
                     self._reload.ask()
                 code = self._server.run(self._announce)
+                if code == 0:  # else a new one may go on where this one hangs
+                    self._succession.cancel()
+                self._succession.close(LAST_WORDS_S)
                 # With our handlers still in place: an impatient second signal must not kill the last lines.
                 last.close()
                 return code
 
     def _announce(self, server: Server) -> None:
         """Say that connections are accepted. I/O thread."""
-        banner(
-            self._settings,
-            app=self._name,
-            urls=(*server.urls, *(f"{url} (redirects)" for url in server.redirects)),
-            files=server.files,
-            certificate=server.certificate,
-            version=__version__,
-            stream=sys.stderr,
-        )
+        if sys.stderr is not None:  # where it was closed by whoever started this
+            banner(
+                self._settings,
+                app=self._name,
+                urls=(*server.urls, *(f"{url} (redirects)" for url in server.redirects)),
+                files=server.files,
+                certificate=server.certificate,
+                version=__version__,
+                stream=sys.stderr,
+            )
         if self._started.predecessor is None:
             self._notifier.ready()
             if self._notifier.listened_to:
@@ -131,7 +141,8 @@ class _Service:
     # --- one process after the other ---
 
     def _sockets(self) -> Iterable[Handed]:
-        """Return what another process would go on with. Its thread."""
+        """Return what another process goes on with, also if this one ends meanwhile. The successor's thread."""
+        self._server.share(True)
         return [Handed(fd, address, self._started.name_of(address)) for fd, address in self._server.sockets]
 
     def _step_back(self, pid: int) -> None:
@@ -147,9 +158,11 @@ class _Service:
             self._open_control()
         except ControlError as error:
             logger.error("%s; it serves all the same", error)  # noqa: TRY400  # it says all there is to know
+        self._notifier.silent = False
         self._notifier.ready()
         if self._notifier.listened_to:
             self._server.post(self._heartbeat.begin)
+        self._on_duty = True
 
     def _open_control(self) -> None:
         with self._control_lock:
@@ -176,7 +189,7 @@ class _Service:
             signal.SIGINT: self._on_stop,
             signal.SIGHUP: self._on_reload,
             signal.SIGUSR1: lambda _number, _frame: self._server.report_threads(),
-            signal.SIGUSR2: lambda _number, _frame: self._succession.begin(),
+            signal.SIGUSR2: lambda _number, _frame: self._server.post(self._replace),
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         # systemd's watchdog ends a process by SIGABRT: where each thread was is then the only trace.
@@ -194,8 +207,17 @@ class _Service:
 
     def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._notifier.stopping()
-        self._succession.cancel()
+        self._server.post(lambda _now: self._succession.cancel())  # before what `stop` posts
         self._server.stop()
+
+    def _replace(self, _now: float) -> None:
+        """I/O thread."""
+        if self._server.is_draining:
+            logger.info("SIGUSR2: no new process is started: the server is stopping")
+        elif not self._on_duty:
+            logger.warning("SIGUSR2: no new process is started: this one is just taking over")
+        else:
+            self._succession.begin()
 
     def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
         self._access_log.reopen()

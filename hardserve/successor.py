@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 
 from hardserve.inherited import Handed, Passed, passed_sockets, place_of
 
@@ -63,6 +64,7 @@ class Started:
 
         Main thread, first of all. Raises SettingsError for sockets of systemd's that cannot be served.
         """
+        _open_standard_streams()
         environ, pid = os.environ, os.getpid()
         told = environ.pop(VARIABLE, "")
         passed = passed_sockets(environ, pid)
@@ -70,9 +72,10 @@ class Started:
         predecessor = None
         if told:
             story = json.loads(told)
-            # A shell that an app has started has the variable, too, and none of the sockets.
-            if story["pid"] == os.getppid():
+            if _is_for_us(story):
                 every = [Handed(*each) for each in story["sockets"]]
+                for each in every:
+                    os.set_inheritable(each.fd, False)  # a program that the app starts must not keep the port
                 handed = tuple(each for each in every if each.name is None)
                 passed = [Passed(each.fd, each.name, place_of(each.fd)) for each in every if each.name is not None]
                 predecessor = Predecessor(socket.socket(fileno=story["fd"]))
@@ -137,10 +140,14 @@ class Predecessor:
 
 
 class Succession:
-    """Has another process take the place of this one. `begin` and `cancel`: main thread, also in signal handlers.
+    """Has another process take the place of this one. `begin` and `cancel`: I/O thread.
 
-    `sockets` returns what is handed on. `step_back` is given the id of the new process when it is ready; when it
-    returns, the new one is told to go on, and then `leave` is called. Both on the thread "hardserve-successor".
+    Not in a signal handler: that may interrupt a thread's start, and starting another one then waits for ever.
+
+    `sockets` returns what is handed on; until `stay` is called, another process may have it, too. `step_back` is given
+    the id of the new process when it is ready; when it returns, the new one is told to go on, and then `leave` is
+    called. `stay` is called if there will be no successor. All on the thread "hardserve-successor", but for the `stay`
+    of `cancel`.
     """
 
     def __init__(
@@ -150,20 +157,28 @@ class Succession:
         sockets: Callable[[], Iterable[Handed]],
         step_back: Callable[[int], None],
         leave: Callable[[], None],
+        stay: Callable[[], None],
     ) -> None:
         self._started = started
         self._sockets = sockets
         self._step_back = step_back
         self._leave = leave
+        self._stay = stay
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        # Either, for good.
+        self._lock = threading.Lock()
         self._cancelled = False
+        self._left = False
 
     def __repr__(self) -> str:
         return f"<Succession {'idle' if self._thread is None else self._process!r}>"
 
     def begin(self) -> None:
         """Start the new process, unless that is being done or cannot be."""
+        if self._cancelled or self._left:
+            logger.info("SIGUSR2: no new process is started: this one is stopping")
+            return
         if self._thread is not None and self._thread.is_alive():
             logger.warning("SIGUSR2: a new process is being started already")
             return
@@ -171,14 +186,29 @@ class Succession:
         if refusal:
             logger.error("SIGUSR2: no new process is started: %s", refusal)
             return
-        self._thread = threading.Thread(target=self._run, name="hardserve-successor", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="hardserve-successor", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            logger.error("SIGUSR2: no new process is started: there is no thread to be had (%s)", error)  # noqa: TRY400
+        else:
+            self._thread = thread
 
     def cancel(self) -> None:
         """End a new process that is not ready yet: both are to end."""
-        self._cancelled = True
-        if self._process is not None and self._thread is not None and self._thread.is_alive():
-            self._process.terminate()
+        with self._lock:
+            if self._left or self._cancelled:
+                return
+            self._cancelled = True
+        if self._thread is not None and self._thread.is_alive():
+            self._stay()
+            if self._process is not None:
+                self._process.terminate()
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for a moment for a new process that was cancelled. After the server has ended."""
+        if self._cancelled and self._thread is not None:
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -186,6 +216,8 @@ class Succession:
         except Exception as error:
             # No memory, no descriptors, no such directory any more: whatever it is, who serves goes on.
             logger.exception("the new process could not be started (%s): this one goes on", type(error).__name__)
+            if not self._left:
+                self._stay()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -194,6 +226,7 @@ class Succession:
             story = {
                 "pid": os.getpid(),
                 "fd": theirs.fileno(),
+                "inode": os.fstat(theirs.fileno()).st_ino,
                 "sockets": [(each.fd, each.address, each.name) for each in sockets],
             }
             environ = {**self._started.environ, VARIABLE: json.dumps(story)}
@@ -210,19 +243,27 @@ class Succession:
                 process.terminate()
             logger.info("SIGUSR2: process %d is started to take over: %s", process.pid, " ".join(self._started.command))
             ours.settimeout(START_S)
-            said = b""
-            with contextlib.suppress(OSError):
+            said, late = b"", False
+            try:
                 said = _line(ours)
-            if said == _READY and not self._cancelled:
+            except OSError as error:
+                late = isinstance(error, TimeoutError)
+            if said == _READY and process.poll() is None and self._may_leave():
                 self._step_back(process.pid)
                 with contextlib.suppress(OSError):
                     ours.sendall(_GO + b"\n")
                 logger.info("process %d has taken over: this one drains", process.pid)
                 self._leave()
                 return
-        self._give_up(process, said)
+        self._give_up(process, said, late=late)
+        self._stay()
 
-    def _give_up(self, process: subprocess.Popen[bytes], said: bytes) -> None:
+    def _may_leave(self) -> bool:
+        with self._lock:
+            self._left = not self._cancelled
+        return self._left
+
+    def _give_up(self, process: subprocess.Popen[bytes], said: bytes, *, late: bool) -> None:
         """Say why there is no successor, and see that there is none."""
         until = monotonic() + END_S
         if not said.startswith(_FAILED) and (said == _READY or process.poll() is None):
@@ -236,8 +277,30 @@ class Succession:
             return
         why = said.removeprefix(_FAILED).decode(errors="replace").replace("\r", "\n")
         if not said.startswith(_FAILED):
-            why = f"it was not ready within {START_S:g} s" if code < 0 else "see what it has said on standard error"
+            why = f"it was not ready within {START_S:g} s" if late else "see what it has said on standard error"
         logger.error("the new process has failed (exit code %d), this one goes on: %s", code, why)
+
+
+def _open_standard_streams() -> None:
+    """Have nothing else become a standard stream of this process, or of the next one, where one of them is closed."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == fd:
+                os.set_inheritable(fd, True)
+
+
+def _is_for_us(story: Mapping[str, Any]) -> bool:
+    """Return whether this is the process that was started. A shell of an app has the variable, too, and no sockets."""
+    if os.getppid() == story["pid"]:
+        return True
+    # Or whoever started it was killed since: then the line to that process is here, and nobody at its end.
+    with contextlib.suppress(OSError):
+        if os.fstat(story["fd"]).st_ino == story.get("inode"):
+            with socket.socket(fileno=os.dup(story["fd"])) as line:
+                return line.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    return False
 
 
 def _line(connected: socket.socket) -> bytes:

@@ -119,6 +119,26 @@ def _settled() -> None:
     gc.freeze()
 
 
+# --- no reading of all authorities for each certificate ---
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have this process trust one authority that has signed nothing, not the hundred and more of the machine.
+
+    Whether they know the chain of a certificate is asked for each server that is given one, and to read them takes
+    longer than all else that such a server does to start. The command, in a process of its own, has those of the machine.
+    """
+    from tests.certs import Authority  # which is not needed to see that a peer is missing
+
+    directory = tmp_path_factory.mktemp("authorities")
+    (directory / "roots.pem").write_text(Authority("Nobody").pem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(directory / "roots.pem"))
+        patch.setenv("SSL_CERT_DIR", str(directory / "none"))
+        yield
+
+
 # --- the command ---
 
 

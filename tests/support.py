@@ -36,6 +36,8 @@ from tests.certs import client_context, self_signed
 
 # Everything here ends by itself; a test that waits longer than this has failed.
 PATIENCE_S = 10.0
+# The table of counts is made as large as it gets, which for the default's 50,000 takes longer than a server's start.
+FEW_KEYS = 1000
 
 
 class RecordingAccessLog(AccessLog):
@@ -247,6 +249,7 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     settings.setdefault("limits_client_connections", 0)
     settings.setdefault("limits_client_connection_rate", 0)
     settings.setdefault("max_client_workers", settings["threads"])
+    settings.setdefault("rate_limiting_max_keys", FEW_KEYS)
     if _Transport.tls and "tls" not in settings and "certificate" not in settings:
         settings.setdefault("tls_certificate", str(own_pair().certificate))
         settings.setdefault("tls_key", str(own_pair().key))
@@ -330,7 +333,7 @@ def edge_context(
     poller: Any, dispatch: Callable[..., Refusal | None], kind: type[EdgeContext] = EdgeContext, **settings: Any
 ) -> EdgeContext:
     """Return what a connection without a loop needs; what it has to say about refusals goes nowhere."""
-    chosen = from_keywords(**settings)
+    chosen = from_keywords(**{"rate_limiting_max_keys": FEW_KEYS} | settings)
     budget = Budget(chosen.limits.buffered_memory, chosen.limits.buffered_files)
     return kind(
         settings=chosen,

@@ -7,7 +7,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ class Answered(Challenges):
 
 
 @contextlib.contextmanager
-def managing(pebble: Pebble, directory: Path, *names: str, **settings: Any) -> Iterator[Site]:
+def managing(
+    pebble: Pebble, directory: Path, *names: str, clock: Callable[[], float] = time.time, **settings: Any
+) -> Iterator[Site]:
     chosen = AcmeSettings(
         names=names or ("example.org",),
         agree=True,
@@ -126,7 +128,7 @@ def managing(pebble: Pebble, directory: Path, *names: str, **settings: Any) -> I
     answered = chosen.pace is CALM  # else it is looked again soon
     challenges = Answered(pebble.http_port, pebble.tls_port) if answered else Challenges()
     site = Site(manager=None, directory=directory, challenges=challenges)  # type: ignore[arg-type]
-    site.manager = Manager(chosen, directory, challenges, site.note)
+    site.manager = Manager(chosen, directory, challenges, site.note, clock=clock)
     yield_to = time.monotonic()
     site.manager.take()
     site.manager.start()

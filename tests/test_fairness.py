@@ -286,6 +286,21 @@ def test_one_client_cannot_fill_the_budget_with_its_bodies() -> None:
             assert other.response().status == 200
 
 
+def test_no_file_is_begun_where_none_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # another refusal, if it were tried
+    sizes = dict.fromkeys(("limits_body", "limits_body_memory"), "500KiB")
+    with (
+        serving(echo, limits_buffered_memory="1MiB", limits_buffered_files=0, **sizes) as running,
+        running.connect() as client,
+    ):
+        assert client.get("/", body=b"x" * (500 << 10)).status == 200
+        budget = running.server._budget
+        budget.add("", 2 << 20, 0)  # somebody else's
+        assert client.get("/", body=b"hello").status == 503
+        assert running.log.wait_for(2)[1].refusal == "buffers_full"
+        budget.add("", -(2 << 20), 0)
+
+
 def test_a_body_is_refused_where_memory_is_short_and_there_is_no_disk_either(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ The loop is the real one, in a thread, with real clients, real files and real fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import itertools
@@ -44,6 +45,7 @@ LARGE = 64 << 20
 MIDDLE = 12 << 20  # more than the sockets of both sides hold
 
 
+@functools.lru_cache(4)
 def content(size: int, seed: int = 0) -> bytes:
     """Return bytes of which no two blocks are the same."""
     block = random.Random(seed).randbytes(65_533)
@@ -381,12 +383,12 @@ def test_a_connection_ends_after_so_many_requests_and_when_the_server_drains(tmp
 
 def cut_short(client: Client) -> bytes:
     """Return what comes until the connection is reset; an orderly end would look whole to some."""
-    received = b""
+    received = bytearray()
     while True:
         try:
             data = client.socket.recv(1 << 20)
         except ConnectionResetError:
-            return received
+            return bytes(received)
         assert data, "an end where a reset should be"
         received += data
 

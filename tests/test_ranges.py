@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 import re
+import sys
 import time
 from itertools import pairwise
 
@@ -254,6 +255,15 @@ def test_a_representation_without_a_type_has_parts_without_one() -> None:
     assert b"Content-Type" not in body
     assert body.startswith(b"--xyz\r\nContent-Range: bytes 0-0/10\r\n\r\n0\r\n--xyz\r\n")
     assert multipart.length == len(body)
+
+
+def test_a_body_may_have_more_bytes_than_this_machine_can_count_in_a_sequence() -> None:
+    # On a 32-bit machine, that is every file of more than 2 GiB.
+    size = 4 * sys.maxsize
+    spans = wanted(f"bytes=0-{2 * sys.maxsize - 1},-10", size)
+    assert spans is not None
+    assert [span.length for span in spans] == [2 * sys.maxsize, 10]
+    assert Multipart(spans, size, "", "xyz").length > 2 * sys.maxsize
 
 
 def test_whoever_empties_the_list_of_parts_has_a_list_of_their_own() -> None:

@@ -259,5 +259,5 @@ def test_where_a_new_process_could_not_live_none_is_started(case: str, caplog: p
     def never(*_: Any) -> Any:
         raise AssertionError
 
-    Succession(Started(["false"], environ, "/"), sockets=never, step_back=never, leave=never).begin()
+    Succession(Started(["false"], environ, "/"), sockets=never, step_back=never, leave=never, stay=never).begin()
     assert said in caplog.text

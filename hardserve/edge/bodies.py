@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 
 
 def hold(request: Request, client: str, budget: Budget) -> Refusal | None:
-    """Count what is kept of `request`, as one of `client`; in a file where memory is short."""
+    """Count what is kept of `request`, as one of `client`; in a file where memory is short and files are allowed."""
     if request.holding is None or request.holding.client != client:
         if request.holding is not None:
             request.holding.release()
         request.holding = Holding(budget, client)
+    # A file that could not be kept is not begun either: each one wears out the card of a small box.
+    may_store = budget.file_limit > 0 and request.headers_finished
     try:
-        if budget.memory_short and request.headers_finished:
+        if budget.memory_short and may_store:
             request.to_file()
         memory, files = request.buffered()
         fits = request.holding.update(memory, files)
-        if not fits and memory > files and request.headers_finished:
+        if not fits and memory > files and may_store:
             request.to_file()  # a disk may still have the room that memory has not
             fits = request.holding.update(*request.buffered())
     except OSError:

@@ -49,6 +49,7 @@ class Listener:
         self.tls = False  # or with a handshake, or with one after the other
         self.redirects = False  # requests are sent on to HTTPS
         self.shared = address.startswith("fd:")  # somebody else has the socket, too, and keeps listening
+        self.number = -1  # under which somebody else has passed it on
         self._unix_path = unix_path
         self._unix_inode = os.stat(unix_path).st_ino if unix_path else 0
         if bound.family == socket.AF_UNIX:
@@ -61,6 +62,12 @@ class Listener:
 
     def __repr__(self) -> str:
         return f"<Listener {self.url}>"
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to be handed on, -1 when it is closed: the settings may name the number that it came with."""
+        open_one = self.socket.fileno()
+        return open_one if open_one < 0 or self.number < 0 else self.number
 
     @property
     def url(self) -> str:
@@ -223,7 +230,9 @@ def _adopt(address: str, number: int, backlog: int) -> Listener:
     except OSError as error:
         inherited.close()
         raise ListenError(f"cannot listen on {address}: {error.strerror}; {_FD_ADVICE}") from None
-    return Listener(address, inherited)
+    listener = Listener(address, inherited)
+    listener.number = number
+    return listener
 
 
 def _open_unix(address: str, parsed: UnixAddress, backlog: int) -> Listener:

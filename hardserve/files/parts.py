@@ -45,7 +45,7 @@ def partial_content(representation: Representation, spans: Sequence[Span]) -> tu
             status_line,
             f"Content-Type: {representation.content_type}",
             f"Content-Range: {content_range(span, representation.size)}",
-            f"Content-Length: {len(span)}",
+            f"Content-Length: {span.length}",
         )
         return head, [span]
     boundary = f"{random.getrandbits(96):024x}"

@@ -448,7 +448,7 @@ class StaticFiles:
 
 
 def _size(part: bytes | FilePart) -> int:
-    return len(part) if isinstance(part, bytes) else part.end - part.start
+    return len(part) if isinstance(part, bytes) else part.length
 
 
 def _is_os(error: BaseException) -> bool:

@@ -38,7 +38,8 @@ class Span:
     start: int
     end: int
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:  # not `len`, which a 32-bit machine has only up to 2 GiB
         return self.end - self.start
 
 
@@ -104,7 +105,7 @@ class Multipart:
             self._parts += (head.encode("latin-1"), span)
             line_end = "\r\n"
         self._parts.append(f"{line_end}--{boundary}--\r\n".encode("latin-1"))
-        self.length = sum(map(len, self._parts))
+        self.length = sum(part.length if isinstance(part, Span) else len(part) for part in self._parts)
 
     def __repr__(self) -> str:
         return f"<Multipart {len(self._parts) // 2} spans, {self.length} bytes>"
