@@ -18,15 +18,16 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hardserve.inherited import Handed, Passed, passed_sockets, place_of
+
+if TYPE_CHECKING:
+    import subprocess
 
 logger = logging.getLogger("hardserve")
 
@@ -85,8 +86,7 @@ class Started:
         directory = environ.get("PWD", "")
         if not (os.path.isabs(directory) and os.path.exists(directory) and os.path.samefile(directory, ".")):
             directory = os.getcwd()
-        command = (sys.executable, *sys.orig_argv[1:])
-        return cls(command, dict(environ), directory, tuple(passed), handed, predecessor)
+        return cls(_command(), dict(environ), directory, tuple(passed), handed, predecessor)
 
     def failed(self, why: str) -> None:
         """Say why this process will not serve, if it was to replace another one."""
@@ -220,6 +220,8 @@ class Succession:
                 self._stay()
 
     def _start(self) -> None:
+        import subprocess  # noqa: PLC0415  # most processes are never replaced, and it is 0.2 MB
+
         ours, theirs = socket.socketpair()
         with ours, theirs:
             sockets = list(self._sockets())
@@ -265,11 +267,13 @@ class Succession:
 
     def _give_up(self, process: subprocess.Popen[bytes], said: bytes, *, late: bool) -> None:
         """Say why there is no successor, and see that there is none."""
-        until = monotonic() + END_S
-        if not said.startswith(_FAILED) and (said == _READY or process.poll() is None):
+        import subprocess  # noqa: PLC0415  # as above
+
+        # One that has hung up is about to end by itself, and to say why.
+        if late or said == _READY:
             process.terminate()
         try:
-            code = process.wait(max(0.0, until - monotonic()))
+            code = process.wait(END_S)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
@@ -279,6 +283,17 @@ class Succession:
         if not said.startswith(_FAILED):
             why = f"it was not ready within {START_S:g} s" if late else "see what it has said on standard error"
         logger.error("the new process has failed (exit code %d), this one goes on: %s", code, why)
+
+
+def _command() -> Sequence[str]:
+    """Return what this process was started by."""
+    interpreter, *words = sys.orig_argv
+    if words and os.sep in words[0]:
+        with contextlib.suppress(OSError), open(words[0], "rb") as script:
+            # The new release's script, where a link leads to the current one, names an interpreter of its own.
+            if script.readline(4096).split() == [b"#!" + os.fsencode(interpreter)] and os.access(words[0], os.X_OK):
+                return words
+    return (sys.executable, *words)
 
 
 def _open_standard_streams() -> None:

@@ -297,3 +297,40 @@ def test_a_descriptor_that_cannot_be_served_says_so_and_stays_open(number: int) 
             assert open_descriptors() == before
         if theirs is not None:
             theirs.close()
+
+
+# --- handed on from one process to another ---
+
+
+def test_what_came_with_a_number_is_handed_on_with_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as theirs, listening(f"fd:{theirs.fileno()}") as (listener,):
+        assert listener.fd == theirs.fileno() != listener.socket.fileno()
+        listener.close()
+        assert listener.fd == -1
+    with listening("127.0.0.1:0") as (listener,):
+        assert listener.fd == listener.socket.fileno()
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["that goes on with it", "that does not want it"])
+def test_a_shared_unix_socket_keeps_its_name_with_a_process(goes_on: bool, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    [listener] = open_listeners(f"unix:{path}", BACKLOG)
+    with listener.socket.dup() as another:
+        listener.shared = True
+        if not goes_on:
+            another.close()
+        listener.close()
+        assert path.exists() == goes_on
+
+
+def test_a_unix_socket_that_has_lost_its_name_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with socket.socket(socket.AF_UNIX) as former:
+        former.bind(str(path))
+        former.listen()
+        path.unlink()
+        [listener] = open_listeners(f"unix:{path}", BACKLOG, handed=[former.detach()])
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    listener.close()
+    assert not path.exists()

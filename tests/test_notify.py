@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,3 +112,38 @@ def test_an_address_that_cannot_be_spoken_to_is_nobody(address: str) -> None:
     notifier = Notifier(address)
     assert not notifier.listened_to
     notifier.ready()
+
+
+def fill(manager: Manager) -> None:
+    """Leave no room for anything more to be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        while True:
+            other.sendto(b"X=", manager.socket.getsockname())
+
+
+def test_what_a_busy_manager_has_no_room_for_is_said_later_if_it_matters(manager: Manager) -> None:
+    notifier = Notifier(manager.address)
+    notifier.status("well")
+    fill(manager)
+    notifier.ready()
+    notifier.alive()
+    notifier.status("well")
+    assert "READY=1" not in manager.told()
+    notifier.status("well")
+    assert manager.told() == ["READY=1"]
+    notifier.close()
+
+
+def test_who_the_service_is_now_is_said_before_the_new_one_says_anything(manager: Manager) -> None:
+    notifier = Notifier(manager.address)
+    fill(manager)
+    thread = threading.Thread(target=notifier.main_pid, args=(12,))
+    thread.start()
+    told: list[str] = []
+    while thread.is_alive():
+        told += manager.told()
+    assert [*told, *manager.told()][-1] == "MAINPID=12"
+    notifier.stopping()  # it is another one's service
+    assert manager.told() == []
+    notifier.close()

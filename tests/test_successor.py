@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from hardserve.ops.control import ask
-from hardserve.successor import VARIABLE, Started, Succession
+from hardserve.successor import VARIABLE, Started, Succession, _command
 from tests.boxes import await_
 from tests.conftest import PATIENCE_S, REPOSITORY, Command, StartCommand
 from tests.test_notify import Manager
@@ -261,3 +261,111 @@ def test_where_a_new_process_could_not_live_none_is_started(case: str, caplog: p
 
     Succession(Started(["false"], environ, "/"), sockets=never, step_back=never, leave=never, stay=never).begin()
     assert said in caplog.text
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError
+
+
+DEATHS = {
+    "it ends": (["false"], "failed (exit code 1), this one goes on: see what it has said"),
+    "it is killed": (["sh", "-c", "kill -9 $$"], "failed (exit code -9), this one goes on: see what it has said"),
+    "there is no such program": (["/nowhere/at/all"], "could not be started (FileNotFoundError)"),
+}
+
+
+@pytest.mark.parametrize("case", DEATHS)
+def test_sockets_are_this_processs_alone_again_when_there_is_no_successor(
+    case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    command, said = DEATHS[case]
+    stays = threading.Event()
+    started = Started(command, dict(os.environ), "/")
+    Succession(started, sockets=list, step_back=never, leave=never, stay=stays.set).begin()
+    assert stays.wait(PATIENCE_S)
+    assert said in caplog.text
+
+
+def test_whoever_is_stopping_starts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    started = Started(["false"], {}, "/")
+    succession = Succession(started, sockets=never, step_back=never, leave=never, stay=never)
+    succession.cancel()
+    with caplog.at_level("INFO"):
+        succession.begin()
+    succession.close(0.0)
+    assert "this one is stopping" in caplog.text
+
+
+@contextlib.contextmanager
+def told(monkeypatch: pytest.MonkeyPatch, *, parent: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Have this process find what one with the id `parent` hands on: the other end of a line, and a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, socket.create_server(("127.0.0.1", 0)) as handed:
+        handed.set_inheritable(True)
+        story = {
+            "pid": parent,
+            "fd": theirs.fileno(),
+            "inode": os.fstat(theirs.fileno()).st_ino,
+            "sockets": [(handed.fileno(), "127.0.0.1:0", None)],
+        }
+        monkeypatch.setenv(VARIABLE, json.dumps(story))
+        theirs.detach()
+        yield ours, handed
+
+
+def test_no_program_that_an_app_starts_keeps_a_socket_that_was_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with told(monkeypatch, parent=os.getppid()) as (_, handed):
+        started = Started.now()
+        assert started.handed_fds == {"127.0.0.1:0": [handed.fileno()]}
+        assert not handed.get_inheritable()
+        started.predecessor._connected.close()  # type: ignore[union-attr]
+
+
+def test_a_process_that_was_killed_after_it_has_started_another_is_succeeded_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with told(monkeypatch, parent=-1) as (line, _):
+        assert Started.now().predecessor is None  # the line of somebody else, who lives
+    with told(monkeypatch, parent=-1) as (line, _):
+        line.close()
+        succeeded = Started.now().predecessor
+        assert succeeded is not None
+        succeeded._connected.close()
+
+
+def test_a_script_with_an_interpreter_of_its_own_is_started_by_it_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "hardserve"
+    script.write_text("#!/somewhere/python\n")
+    by_itself = ["/somewhere/python", str(script), "app:app"]
+    monkeypatch.setattr(sys, "orig_argv", by_itself)
+    assert _command() == (sys.executable, *by_itself[1:])  # it cannot be run
+    script.chmod(0o755)
+    assert _command() == by_itself[1:]
+    for other in (["/another/python", str(script)], ["/somewhere/python", "-m", "hardserve"], ["python"]):
+        monkeypatch.setattr(sys, "orig_argv", other)
+        assert _command() == (sys.executable, *other[1:])
+
+
+def test_a_standard_stream_that_is_closed_becomes_nothing_else(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "hardserve", *FLAGS, "--bind", f"127.0.0.1:{port}", "--log-error", "error.log"]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(directory), "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *words], cwd=directory, env=environ, stdout=subprocess.DEVNULL
+    ) as process:
+
+        def serves() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return True
+            return False
+
+        try:
+            await_("it serves", lambda: process.poll() is not None or serves())
+            streams = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in range(3)}
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+        assert streams == {os.devnull}

@@ -100,9 +100,9 @@ class Listener:
         return False
 
     def close(self) -> None:
-        """Stop listening, and remove the name of a Unix socket that is still ours."""
+        """Stop listening, and remove the name of a Unix socket that is still ours, or that was left to nobody."""
         self.socket.close()
-        if self._unix_path is not None and not self.shared:
+        if self._unix_path is not None and not (self.shared and _is_listened_on(self._unix_path)):
             self._unlink()
 
     def _unlink(self) -> None:
@@ -200,11 +200,14 @@ def _explain(address: str, port: int, error: OSError) -> str:
 
 def _take_over(address: str, fd: int, backlog: int) -> Listener:
     """Go on with a socket that a former process of ours has bound and set up."""
+    parsed = parse_address(address)
+    if isinstance(parsed, UnixAddress) and not os.path.exists(parsed.path):
+        os.close(fd)  # somebody has removed its name: nobody comes to it any more
+        return _open_unix(address, parsed, backlog)
     bound = socket.socket(fileno=fd)
     bound.set_inheritable(False)
     bound.setblocking(False)
     bound.listen(backlog)  # which may have been set to something else
-    parsed = parse_address(address)
     listener = Listener(address, bound, unix_path=parsed.path if isinstance(parsed, UnixAddress) else None)
     listener.shared = True  # until the former process has stepped back
     return listener
@@ -274,13 +277,18 @@ def _number(name: str, look_up: Callable[[str], int]) -> int:
 def _remove_stale(path: str) -> None:
     """Remove a socket that nobody listens on any more; leave anything else for bind to complain about."""
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)  # a server that is too busy to accept is there all the same
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-            except BlockingIOError:
-                return
+        if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_listened_on(path):
+            os.unlink(path)
+
+
+def _is_listened_on(path: str) -> bool:
+    """Return whether somebody listens on a Unix socket, as far as can be seen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server that is too busy to accept is there all the same
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
