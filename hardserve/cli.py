@@ -304,7 +304,11 @@ def _run(
     if reread is not None:
         dotenv.apply(os.environ)
         reread.has_begun(resolved, dotenv)
-        sys.exit(_serve(DEMO if app == "demo" else app, directory, resolved, reread))
+        from hardserve.ops.ending import end_without_the_app  # noqa: PLC0415
+
+        code = _serve(DEMO if app == "demo" else app, directory, resolved, reread)
+        end_without_the_app(code)
+        sys.exit(code)
     if app != "config":
         dotenv.apply(os.environ)  # which app, where certificates are kept: it may say
     own: dict[str, Any] = {"renew": renew, "as_json": as_json, "ignore": ignore, "of_units": of_units}
@@ -344,6 +348,11 @@ def _check_usage(app: str | None, rest: Sequence[str], flags: Sequence[str]) -> 
     """Raise click.UsageError for words and flags of commands that do not go together."""
     extra = [] if app == "unban" else rest[1:] if app in ("check", "systemd") else rest
     if extra:
+        import difflib  # noqa: PLC0415  # for this only
+
+        close = difflib.get_close_matches(str(app), COMMANDS, n=1) if app not in COMMANDS else []
+        if close:
+            raise click.UsageError(f"there is no command {app}; did you mean {close[0]}?")
         raise click.UsageError(f"Got unexpected extra argument{'s'[: len(extra) > 1]} ({' '.join(map(str, extra))})")
     for flag in flags:
         commands = COMMANDS_OF[flag]
@@ -525,7 +534,10 @@ def _ask_server(command: str, settings: Settings, clients: Sequence[str] = ()) -
         click.echo(f"hardserve: {error}", err=True)
         return EXIT_FAILURE
     names = lifted if isinstance(lifted, list) else []
-    click.echo("\n".join(f"{name} may come in again" for name in names) or "nobody of these was banned")
+    click.echo(
+        "\n".join(f"{name} may come in again" for name in names)
+        or ("nobody of these was banned" if clients else "nobody is banned")
+    )
     return 0 if names or not clients else EXIT_FAILURE
 
 

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -39,6 +40,9 @@ START_S = 300.0
 END_S = 10.0
 # For either side to say or hear the next line, once it is due.
 TURN_S = 10.0
+
+# What steers a server that runs, and would end one that is just starting.
+_STEERING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _READY, _FAILED, _GO = b"ready", b"failed: ", b"go"
 _MAX_LINE_BYTES = 16 * 1024
@@ -80,6 +84,10 @@ class Started:
                 handed = tuple(each for each in every if each.name is None)
                 passed = [Passed(each.fd, each.name, place_of(each.fd)) for each in every if each.name is not None]
                 predecessor = Predecessor(socket.socket(fileno=story["fd"]))
+                for number in _STEERING if threading.current_thread() is threading.main_thread() else ():
+                    if signal.getsignal(number) is signal.SIG_DFL:
+                        signal.signal(number, signal.SIG_IGN)  # until it is handled
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _STEERING)
                 if environ.get("SYSTEMD_EXEC_PID") == str(story["pid"]):
                     environ["SYSTEMD_EXEC_PID"] = str(pid)  # it will be the one that systemd looks after
         # Not by its real path: that is the old release, where a link leads to the current one.
@@ -233,6 +241,9 @@ class Succession:
             }
             environ = {**self._started.environ, VARIABLE: json.dumps(story)}
             environ.pop("WATCHDOG_PID", None)  # the watchdog is for this process until it steps back
+            # Also those that whoever sends them to a whole service sends to the new process, before it can take them:
+            # it has this thread's mask.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STEERING)
             process = subprocess.Popen(  # noqa: S603  # the command of this very process
                 self._started.command,
                 cwd=self._started.directory,

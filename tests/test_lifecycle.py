@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import StartCommand
 from tests.support import Client, can_bind_ipv6
 
 REPOSITORY = Path(__file__).parent.parent
@@ -296,6 +297,19 @@ def test_signals_in_a_row_while_it_serves_do_no_harm(start: Start) -> None:
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert "Traceback" not in process.said
+
+
+def test_a_thread_of_the_app_that_does_not_end_is_not_waited_for_for_ever(
+    start_command: StartCommand, tmp_path: Path
+) -> None:
+    (tmp_path / "scheduled.py").write_text(
+        "import threading\n"
+        "threading.Thread(target=threading.Event().wait, name='scheduler').start()\n"
+        "def app(environ, start_response): ...\n"
+    )
+    with start_command("scheduled:app", directory=tmp_path) as command:
+        assert command.stop() == 0
+    assert "ended without threads of the app that go on and are no daemons: scheduler\n" in command.output
 
 
 # --- addresses ---

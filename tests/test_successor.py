@@ -233,6 +233,17 @@ def test_systemd_is_told_who_the_service_is_now(directory: Path, tmp_path: Path)
             await_("it has ended", lambda: has_ended(new))
 
 
+def test_signals_for_the_whole_service_do_not_end_a_new_process(start_command: StartCommand, directory: Path) -> None:
+    with start_command(*FLAGS, directory=directory) as command, replaced_at_the_end(command):
+        os.kill(command.process.pid, signal.SIGUSR2)
+        await_("it is started", lambda: "is started to take over" in command.output)
+        [new] = re.findall(r"process (\d+) is started", command.output)
+        for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(int(new), number)
+        assert command.process.wait(PATIENCE_S) == 0
+        assert pid_of(command) == int(new)
+
+
 # --- what is handed on ---
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hardserve.options import DEFAULT, OPTIONS, from_keywords
+from hardserve.units import _is_ours
 from hardserve.units.access import barrier, data_in, outermost, private_code
 from hardserve.units.install import Systemd
 from hardserve.units.plan import OLDEST, Plan, UnitsError, is_marked
@@ -276,6 +277,7 @@ def test_an_env_file_that_only_its_owner_may_read_is_passed_on_by_systemd(root: 
     assert made["DynamicUser"] == ["yes"]
     assert made["LoadCredential"] == ["env:/srv/shop/.env"]
     assert made["ExecStart"] == ["/srv/shop/.venv/bin/hardserve --no-env-file --env-file %d/env"]
+    assert made["BindReadOnlyPaths"] == ["/dev/null:/srv/shop/.env"], "or load_dotenv() of the app would fail"
 
 
 def test_so_is_a_key(root: Path) -> None:
@@ -318,6 +320,37 @@ def test_what_only_its_owner_can_run_runs_as_that(root: Path, why: str) -> None:
         assert lines["BindReadOnlyPaths"] == ["/home/pi/shop"]
     elif why in ("data", "log"):
         assert lines["ReadWritePaths"] == [f"-/srv/shop/{'instance' if why == 'data' else 'log'}"]
+
+
+@needs_root
+def test_what_was_made_as_root_in_an_app_of_somebody_is_named(root: Path) -> None:
+    give_away(root, "srv/shop")
+    (root / "srv/shop/instance").mkdir(mode=0o755)
+    env = root / "srv/shop/.env"
+    env.write_text("SECRET_KEY=x\n")
+    env.chmod(0o600)
+    made, notes = plan_for(facts(root, env_files=[Path("/srv/shop/.env")]))
+    assert made.user == str(SOMEBODY)
+    assert notes[1:] == [
+        f"{SOMEBODY} may not read /srv/shop/.env: chown -R {SOMEBODY} /srv/shop/.env",
+        f"{SOMEBODY} may not write to /srv/shop/instance: chown -R {SOMEBODY} /srv/shop/instance",
+    ]
+
+
+@needs_root
+def test_settings_that_are_found_must_be_readable_too(root: Path) -> None:
+    config = root / "srv/shop/hardserve.toml"
+    config.write_text("")
+    config.chmod(0o600)
+    with pytest.raises(UnitsError, match=r"not everybody may read /srv/shop/hardserve\.toml"):
+        plan(root, found_config=Path("/srv/shop/hardserve.toml"))
+
+
+@needs_root
+def test_an_owner_who_may_write_nothing_of_an_app_is_told_so(root: Path) -> None:
+    give_away(root, "home/pi/shop")
+    _, (note,) = plan_for(facts(root, "/home/pi/shop"))
+    assert note.endswith("which is /var/lib/hardserve/shop, it may write nothing in /home/pi/shop.")
 
 
 @needs_root
@@ -642,6 +675,30 @@ def test_a_service_that_does_not_start_is_an_error_with_its_last_words(box: Box,
         box.systemd.install(shop, formerly=NAMES)
 
 
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("OSError: [Errno 30] Read-only file system: 'instance'", r"\$STATE_DIRECTORY"),
+        ("shop.socket: Failed to listen on sockets: Address already in use", "ss -ltnp"),
+    ],
+    ids=["a directory that is not the service's", "a port that is taken"],
+)
+def test_what_can_be_done_about_its_last_words_is_said(box: Box, shop: dict[str, str], said: str, advice: str) -> None:
+    (box.fake / "broken").touch()
+    journalctl = box.fake / "bin/journalctl"
+    journalctl.write_text(f'#!/bin/sh\n[ "$1" = --sync ] || echo "{said}"\n')
+    journalctl.chmod(0o755)
+    with pytest.raises(UnitsError, match=advice):
+        box.systemd.install(shop, formerly=NAMES)
+
+
+def test_what_an_administrator_has_changed_is_left_and_named(box: Box, shop: dict[str, str]) -> None:
+    box.systemd.install(shop, formerly=NAMES)
+    (box.units / f"{SERVICE}.d").mkdir()
+    box.systemd.remove(NAMES)
+    assert box.said()[-1] == f"left, for it is yours: {box.units / SERVICE}.d"
+
+
 def test_units_are_removed_and_nothing_else_is(box: Box, shop: dict[str, str]) -> None:
     box.systemd.install(shop, formerly=NAMES)
     (box.units / "other.service").write_text("[Service]\n")
@@ -720,6 +777,16 @@ def test_the_command_prints_the_units_with_its_own_interpreter(tmp_path: Path) -
     assert made["WorkingDirectory"] == [str(tmp_path)]
     assert made["ExecStart"][0].startswith(str(Path(sys.executable).parent))
     assert made["ExecStart"][0].endswith(" app:app --threads 3")
+
+
+def test_a_script_of_another_interpreter_is_not_what_a_unit_starts(tmp_path: Path) -> None:
+    """As in a virtual environment that was moved, or copied for another app."""
+    program = tmp_path / "hardserve"
+    program.write_text("#!/srv/elsewhere/.venv/bin/python3\n")
+    assert not _is_ours(program)
+    program.write_text(f"#!{sys.executable}\n")
+    assert _is_ours(program)
+    assert not _is_ours(tmp_path / "none")
 
 
 def test_the_command_prints_the_templates(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ FILE_OPEN = Check(
     Severity.WARNING,
     "every user of this machine can read a file with secrets",
     "so can whoever finds a hole in any other program here",
-    "chmod o= FILE",
+    "chmod o= FILE, which is to belong to the user that the app runs as",
 )
 COOKIE_INSECURE = Check(
     "session-cookie-insecure",

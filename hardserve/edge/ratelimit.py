@@ -163,9 +163,7 @@ class RateLimiter:
         foldable = any(rule.foldable for rule in listed)
         if foldable != self._foldable:
             self._foldable = foldable
-            self._pressure = Pressure(
-                self._max_keys, self._ipv6_prefix, foldable=foldable, evicted=self._store.evicted
-            )
+            self._pressure = Pressure(self._max_keys, self._ipv6_prefix, foldable=foldable, evicted=self._store.evicted)
 
     def __repr__(self) -> str:
         here, shared = (len(self._before.here) + len(self._after.here), len(self._before.shared + self._after.shared))

@@ -59,12 +59,13 @@ def units_command(
             _refuse_to_act(of_user=user)
         if remove:
             systemd.remove(names)
-            if not (template or user):
-                _say_what_is_left(chosen)
+            if not template:
+                _say_what_is_left(chosen, of_user=user)
             return 0
         plan, notes = template_plan(version() or OLDEST), list[str]()
         if not template:
             plan, notes = plan_for(_facts(app, resolved, directory, chosen, of_user=user))
+            notes += _other_environment(directory)
         for note in notes:
             click.echo(f"hardserve: {note}", err=True)
         units = units_of(plan)
@@ -82,8 +83,15 @@ def units_command(
     return 0
 
 
-def _say_what_is_left(name: str) -> None:
-    if Path(f"/var/lib/hardserve/{name}").exists():
+def _say_what_is_left(name: str, *, of_user: bool) -> None:
+    if of_user:
+        # systemd 252 and older keep a user's StateDirectory= with the settings.
+        kept = [
+            path for base in (".local/state", ".config") if (path := Path.home() / base / "hardserve" / name).exists()
+        ]
+        if kept:
+            click.echo(f"the app's data is left where it is: {' and '.join(map(str, kept))}")
+    elif Path(f"/var/lib/hardserve/{name}").exists():
         click.echo(f"the app's data is left where it is: hardserve/{name} in /var/lib, /var/cache and /var/log")
 
 
@@ -142,6 +150,15 @@ def _program() -> str:
     return str(Path(sys.executable).with_name("hardserve"))
 
 
+def _is_ours(program: Path) -> bool:
+    """Return whether a script is for this interpreter: one of a virtual environment that was moved is not."""
+    try:
+        with program.open("rb") as file:
+            return os.fsencode(Path(sys.executable).parent) in file.read(1024)
+    except OSError:
+        return False
+
+
 def _facts(app: str | None, resolved: Resolved, directory: Path, name: str, *, of_user: bool) -> Facts:
     target = read_target(app, directory, os.environ)
     top = target.module.partition(".")[0]
@@ -149,9 +166,10 @@ def _facts(app: str | None, resolved: Resolved, directory: Path, name: str, *, o
         raise target.error(f'there is no module "{top}", neither in {target.roots[0]} nor installed in {sys.prefix}')
     found = access.find_upwards(directory, ENV_FILES, Path("/"))
     program = Path(_program())
-    words = [str(program)] if program.is_file() else [sys.executable, "-m", "hardserve"]
+    words = [str(program)] if _is_ours(program) else [sys.executable, "-m", "hardserve"]
     spec = app or _flask_app(found)
     code = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[1]]
+    config = Path(os.path.abspath(resolved.config_path)) if resolved.config_path else None
     named_config = resolved.config_path not in (None, *(directory / each for each in CONFIG_PATHS))
     return Facts(
         name=name,
@@ -161,7 +179,8 @@ def _facts(app: str | None, resolved: Resolved, directory: Path, name: str, *, o
         settings=resolved.settings,
         origins=resolved.origins,
         environ=os.environ,
-        config_path=Path(os.path.abspath(resolved.config_path)) if named_config and resolved.config_path else None,
+        config_path=config if named_config else None,
+        found_config=None if named_config else config,
         env_files=found,
         env_file=None
         if resolved.dotenv_path is None or resolved.dotenv_path in found
@@ -171,6 +190,16 @@ def _facts(app: str | None, resolved: Resolved, directory: Path, name: str, *, o
         of_user=of_user,
         low_ports=_low_ports(),
     )
+
+
+def _other_environment(directory: Path) -> list[str]:
+    """Say so if the app has another virtual environment than the one that this command is of: it was copied."""
+    own = directory / ".venv"
+    if not own.is_dir() or own.resolve() == Path(sys.prefix).resolve():
+        return []
+    return [
+        f"the service will run in {sys.prefix}, and not in {own}: for that one, {own}/bin/python -m hardserve systemd"
+    ]
 
 
 def _flask_app(found: list[Path]) -> str:

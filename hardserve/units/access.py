@@ -10,7 +10,10 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+READ, WRITE = 4, 2
 
 # Where an app that is started by hand keeps what it writes, as far as a name tells.
 DATA_DIRECTORIES = ("instance", "uploads", "media", "data")
@@ -19,6 +22,12 @@ DATA_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 MAX_LOOKS = 5000
 _CODE_SUFFIXES = (".py", ".so", ".html", ".css", ".js")
 _NO_CODE = frozenset({".git", "node_modules", "__pycache__", *DATA_DIRECTORIES})
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    number: int
+    groups: frozenset[int] = frozenset()
 
 
 def is_below(path: Path, directories: Iterable[Path]) -> bool:
@@ -77,6 +86,21 @@ def data_in(directory: Path, root: Path) -> list[Path]:
         if any(name.endswith(DATA_SUFFIXES) for name in os.listdir(here)):
             return [directory]  # SQLite writes beside the database, too
     return found
+
+
+def may(user: User, wanted: int, path: Path, root: Path) -> bool:
+    """Return whether a user may READ or WRITE `path`, as far as modes say. What does not exist hinders nobody."""
+    for each in (*reversed(path.parents), path):
+        with contextlib.suppress(OSError):
+            status = _below(root, each).stat()
+            if user.number == status.st_uid:
+                bits = status.st_mode >> 6
+            else:
+                bits = status.st_mode >> 3 if status.st_gid in user.groups else status.st_mode
+            needed = (wanted if each == path else 0) | stat.S_ISDIR(status.st_mode)
+            if bits & needed != needed:
+                return False
+    return True
 
 
 def owner(path: Path, root: Path) -> int:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hardserve.units.plan import UnitsError, is_marked
 # A start may take TimeoutStartSec=, and a restart TimeoutStopSec= besides.
 PATIENCE_S = 420.0
 VERIFY_PATIENCE_S = 60.0
-LAST_WORDS = 20  # lines
+LAST_WORDS = 60  # lines: a traceback, and what it is about above it
 
 
 class Systemd:
@@ -71,6 +72,9 @@ class Systemd:
             self._say(f"removed {self.directory / name}")
         self._call("daemon-reload")
         self._ask("reset-failed", *found)  # of what had failed nothing remains, either
+        for name in found:
+            if (self.directory / f"{name}.d").exists():
+                self._say(f"left, for it is yours: {self.directory / name}.d")
 
     # --- running ---
 
@@ -93,7 +97,7 @@ class Systemd:
             return
         self._ask("reset-failed", *names)  # who mends what looped must not wait for the hour to be over
         if sockets:
-            self._call("start", *sockets)
+            self._start("start", sockets)
         self._start("restart", services)
         self._say(f"started {', '.join(services)}")
 
@@ -102,20 +106,24 @@ class Systemd:
         self._call("stop", *(name.replace("@.", "@*.") for name in names))
         self._call("disable", *names)
 
-    def _start(self, verb: str, services: Sequence[str]) -> None:
-        done = self._ask(verb, *services)
+    def _start(self, verb: str, names: Sequence[str]) -> None:
+        began = time.time()
+        done = self._ask(verb, *names)
         if done.returncode != 0:
-            raise UnitsError("\n".join([done.stderr.strip(), *self._last_words(services)]))
+            said = self._last_words(names, began)
+            on = "systemd goes on trying, as the unit says; `hardserve systemd --remove` ends that"
+            raise UnitsError("\n".join([done.stderr.strip(), *said, *_advice("\n".join(said)), on]))
 
-    def _last_words(self, services: Sequence[str]) -> list[str]:
-        """Return what a service has said before it failed, if that can be had."""
+    def _last_words(self, services: Sequence[str], since: float) -> list[str]:
+        """Return what units have said before they failed, if that can be had. `since` is seconds of the epoch."""
         if shutil.which("journalctl") is None:
             return []
         which = "--user-unit" if self._scope else "--unit"
         units = [f"{which}={name}" for name in services]
         _program("journalctl", "--sync", patience_s=VERIFY_PATIENCE_S)  # else these may be on their way
         said = _program(
-            "journalctl", "--no-pager", "--output=cat", f"--lines={LAST_WORDS}", *units, patience_s=VERIFY_PATIENCE_S
+            *("journalctl", "--no-pager", "--output=cat", f"--since=@{since:.3f}", f"--lines={LAST_WORDS}", *units),
+            patience_s=VERIFY_PATIENCE_S,
         )
         return ["its last words, of journalctl:", *said.stdout.splitlines()]
 
@@ -184,6 +192,18 @@ class Systemd:
                 raise
         except OSError as error:
             raise UnitsError(f"{self.directory / name}: {error.strerror}") from None
+
+
+def _advice(said: str) -> list[str]:
+    """Return what to do about the commonest of what a unit says at its end."""
+    if "Read-only file system" in said:
+        return [
+            "The service may not write there: $STATE_DIRECTORY is for its data. Or make the directory before, if it is",
+            "instance, uploads, media or data, give all of the app to a user (chown -R), and --install again.",
+        ]
+    if "Address already in use" in said:
+        return ["Another program, or another app's socket unit, has the port: systemctl list-sockets and ss -ltnp"]
+    return []
 
 
 def version() -> int | None:

@@ -63,6 +63,7 @@ class Plan:
     writable: Sequence[str] = ()
     shown: Sequence[str] = ()  # of what is hidden: /home
     kept: Sequence[str] = ()  # of that, what may be written, too
+    empty: Sequence[str] = ()  # files that are to look as if they were not there
     sockets: Sequence[Socket] = ()
     own_ports: bool = False  # the service opens ports below 1024 itself
     examples: bool = False  # whether there are lines to take the # away from

@@ -5,6 +5,7 @@ Main thread, in the command only. Looks at files and changes none.
 
 from __future__ import annotations
 
+import os
 import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Facts:
     origins: Mapping[str, str]
     environ: Mapping[str, str] = field(default_factory=dict)
     config_path: Path | None = None  # if it has to be named
+    found_config: Path | None = None  # if it is found without
     env_files: Sequence[Path] = ()  # that are found without being named
     env_file: Path | None = None  # that has to be
     no_env_file: bool = False
@@ -98,6 +100,7 @@ class _Planner:
             writable=[f"-{path}" for path in self.writable if not access.is_below(path, HOMES)],
             kept=[f"-{path}" for path in self.writable if access.is_below(path, HOMES)],
             shown=[str(path) for path in access.outermost(self.homely)],
+            empty=[str(path) for keyword, path in self.credentials.items() if keyword == _ENV],
             sockets=sockets,
         )
         return plan, self.notes
@@ -155,17 +158,36 @@ class _Planner:
         if uid == 0:
             raise UnitsError(
                 f"{reasons[0]}, and {facts.directory} is root's: as root, no app is served. Let everybody read it "
-                "(chmod -R a+rX), give the app to a user (chown -R), as whom it will run, or move what is in a home "
-                f"directory to /srv/{facts.name}, and make its virtual environment there with a Python that is in none"
+                "(chmod a+rX; a .env need not be), give the app to a user (chown -R), as whom it will run, or move "
+                f"what is in a home directory to /srv/{facts.name}, and make its virtual environment there with a "
+                "Python that is in none"
             )
+        user = access.User(uid)
         try:
-            self.user = pwd.getpwuid(uid).pw_name
+            entry = pwd.getpwuid(uid)
+            self.user = entry.pw_name
+            user = access.User(uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
         except KeyError:
             self.user = str(uid)
         self.credentials.clear()
-        self.notes.append(f"It runs as {self.user}, who owns {facts.directory}, because {reasons[0]}.")
         self.writable = access.outermost([*data, *(path for _, path in self._written())])
+        shown = " and ".join(map(str, self.writable)) or f"nothing in {facts.directory}"
+        self.notes.append(
+            f"It runs as {self.user}, who owns {facts.directory}, because {reasons[0]}. Beside $STATE_DIRECTORY, which "
+            f"is /var/lib/{self.data}, it may write {shown}."
+        )
+        self._note_modes(user)
         self.homely = [path for path in (*self._code(), *self._read()) if access.is_below(path, HOMES)]
+
+    def _note_modes(self, user: access.User) -> None:
+        """Say what the owner needs and may not have: what somebody has made as root in between."""
+        for deed, wanted, paths in (
+            ("read", access.READ, [*self._code(), *self._read()]),
+            ("write to", access.WRITE, self.writable),
+        ):
+            for path in dict.fromkeys(paths):
+                if not access.may(user, wanted, path, self.facts.root):
+                    self.notes.append(f"{self.user} may not {deed} {path}: chown -R {self.user} {path}")
 
     def _refuse_temporary(self) -> None:
         for path in (self.facts.directory, *self.facts.code):
@@ -217,8 +239,7 @@ class _Planner:
     def _read_by_keyword(self) -> Iterator[tuple[str | None, Path]]:
         """Yield the files that the settings are in and name, each with its keyword if it can be named elsewhere."""
         facts = self.facts
-        if facts.config_path is not None:
-            yield None, facts.config_path
+        yield from ((None, path) for path in (facts.config_path, facts.found_config) if path is not None)
         yield from ((_ENV, path) for path in self._env_files())
         for option in OPTIONS:
             if isinstance(option.kind, FilePath) and option.key != "server.control":

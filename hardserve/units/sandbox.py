@@ -75,6 +75,13 @@ def _seen(plan: Plan) -> Iterator[Line]:
             yield Line("BindPaths", " ".join(map(path_word, plan.kept)))
     else:
         yield Line("ProtectHome", "yes")
+    if plan.empty:
+        yield Line(
+            "BindReadOnlyPaths",
+            " ".join(f"/dev/null:{path_word(path)}" for path in plan.empty),
+            "An app that calls load_dotenv() itself finds no file, instead of one that it may not read: it has all of "
+            "it in its environment already.",
+        )
     yield Line("PrivateTmp", "yes", "Uploads that do not fit in memory are files in /tmp for a while.")
     own = [f"%{base}/{plan.data}" for base in "SCLt"]
     yield Line(
