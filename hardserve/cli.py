@@ -11,48 +11,29 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hardserve.configfiles import shown_path
-from hardserve.describe import describe
-from hardserve.names import VARIABLE_PREFIX
+from hardserve.helptext import Command, print_help_all, print_version
 from hardserve.options import (
     DEFAULT,
     OPTIONS,
-    SECTIONS,
     TABLES,
     DotEnv,
-    Option,
     Resolved,
     SettingsError,
     example_toml,
     resolve,
 )
+from hardserve.rereading import Rereader, is_set, noting_reloads
 from hardserve.settings import (
-    AddressList,
-    Choice,
-    Directory,
-    Duration,
-    FieldValue,
-    FilePath,
-    HostList,
-    Int,
     ListKind,
-    MountList,
-    NetworkList,
-    Output,
-    Rate,
     Settings,
-    Size,
-    StorageUrl,
-    Text,
 )
-from hardserve.values import plain, show
+from hardserve.values import show
 
 if TYPE_CHECKING:
     from hardserve.successor import Started
@@ -62,19 +43,6 @@ DEMO = "hardserve.demo:app"
 # The words in the place of APP that serve nothing.
 COMMANDS = ("config", "check", "cert", "bans", "unban", "systemd")
 
-# What most people set; `--help-all` has the rest.
-COMMON = (
-    "server.bind",
-    "server.threads",
-    "server.static",
-    "server.tls",
-    "tls.domain",
-    "acme.agree",
-    "timeouts.body",
-    "limits.body",
-    "log.level",
-    "log.access",
-)
 UNITS_FLAGS = ("--install", "--remove", "--user", "--template", "--name")
 # The flags that go with some commands only.
 COMMANDS_OF = {
@@ -85,23 +53,6 @@ COMMANDS_OF = {
     "--ignore": ("check",),
     "--list": ("check",),
     **dict.fromkeys(UNITS_FLAGS, ("systemd",)),
-}
-METAVARS = {
-    AddressList: "ADDRESS",
-    Choice: "WORD",
-    Directory: "DIRECTORY",
-    Duration: "DURATION",
-    FieldValue: "TEXT",
-    FilePath: "FILE",
-    HostList: "HOST",
-    Int: "N",
-    MountList: "URL=PATH",
-    NetworkList: "NETWORK",
-    Output: "FILE",
-    Rate: "RATE",
-    Size: "SIZE",
-    StorageUrl: "URL",
-    Text: "TEXT",
 }
 
 
@@ -128,125 +79,19 @@ def _command() -> click.Command:
         click.Option(["--ignore", "ignore"], multiple=True),
         click.Option(["--list", "list_checks"], is_flag=True),
         *(click.Option([flag], is_flag=flag != "--name") for flag in UNITS_FLAGS),
-        click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_print_help_all),
-        click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version),
+        click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=print_help_all),
+        click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=print_version),
     ]
     # Text, whatever the kind: options.py reads it and reports it together with what other sources got wrong.
     settings = [
         click.Option([option.flag, option.keyword], multiple=isinstance(option.kind, ListKind)) for option in OPTIONS
     ]
-    return _Command(
+    return Command(
         "hardserve",
         params=[*files, *settings],
         callback=_run,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-
-
-class _Command(click.Command):
-    """One command with one set of flags, in any order, whose help is in groups.
-
-    `demo`, `config`, `check`, `cert`, `bans`, `unban` and `systemd` are words in the place of APP and not click's
-    subcommands, which would have a set of flags each, with a place before and a place after. `passwd` needs no setting,
-    and is a command of its own.
-    """
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return ["[APP | COMMAND]", "[--SETTING VALUE]..."]
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        self.format_about(ctx, formatter)
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    ("APP", "Serve it. Without APP: FLASK_APP, then wsgi.py or app.py."),
-                    ("demo", "Serve a small app that shows what the server does for it."),
-                    ("config", "Print every setting in force and where it came from."),
-                    ("config --example", "Print hardserve.toml with every setting at its default."),
-                    ("check [APP]", "Say what is wrong before it goes live; --ignore ID, --list, --json."),
-                    ("cert", "Show the certificates and when each is renewed; --json."),
-                    ("cert --renew", "Have the server renew them now."),
-                    ("bans", "List the clients that the server has banned."),
-                    ("unban CLIENT...", "Let them in again; --all for all of them."),
-                    ("systemd [APP]", "Print its systemd units; --install, --remove, --template."),
-                    ("passwd FILE USER", "Add a user to the file that auth.users names, or set a password."),
-                ]
-            )
-        by_key = {option.key: option for option in OPTIONS}
-        with formatter.section("Common settings (defaults in brackets)"):
-            formatter.write_dl(
-                [
-                    (_usage(option), f"{option.help} [{_shown(option, option.default)}]")
-                    for option in map(by_key.__getitem__, COMMON)
-                ]
-            )
-        with formatter.section("Other flags"):
-            formatter.write_dl(
-                [
-                    ("--config FILE", "Read this; else hardserve.toml or config/hardserve.toml."),
-                    ("--env-file FILE", "Read this too; it counts more than .env and .flaskenv."),
-                    ("--no-env-file", "Read neither .env nor .flaskenv."),
-                    ("--help-all", "List every setting: each has a flag, a variable and a TOML name."),
-                    ("--version", "Print the version."),
-                ]
-            )
-
-    def format_about(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        self.format_usage(ctx, formatter)
-        formatter.write_paragraph()
-        formatter.write_text(
-            "Serve a Flask app, or any WSGI app, safely from one process on one port. APP is module:name,"
-            " module:factory(), path/to/app.py:app, or a module in which the app is found as Flask finds it."
-        )
-
-    def help_all(self, ctx: click.Context) -> str:
-        """Return the help of every setting."""
-        formatter = ctx.make_formatter()
-        self.format_about(ctx, formatter)
-        formatter.write_paragraph()
-        formatter.write_text(
-            "Every setting: its flag, its environment variable, and its place in a TOML file, which is"
-            " [section] name = value. Precedence: default < TOML file < .env < environment < flag."
-        )
-        for section in SECTIONS:
-            with formatter.section(f"[{section.name}] {section.help.rstrip('.')}"):
-                for option in section.options:
-                    default = _shown(option, option.default)
-                    formatter.write_text(f"{_usage(option)}  [{option.variable}]")
-                    with formatter.indentation():
-                        formatter.write_text(f"{option.help} ({describe(option.kind)}; default {default})")
-        formatter.write_paragraph()
-        formatter.write_text("In the TOML file only, any number of each, in double brackets:")
-        for table in TABLES:
-            with formatter.section(f"{table.header} {table.about.help.rstrip('.')}"):
-                for key in table.keys:
-                    formatter.write_text(key.name)
-                    with formatter.indentation():
-                        formatter.write_text(f"{key.about.help} ({key.bounds.rstrip('.')})")
-        return formatter.getvalue()
-
-
-def _usage(option: Option) -> str:
-    return f"{option.flag} {METAVARS[type(option.kind)]}"
-
-
-def _shown(option: Option, value: Any) -> str:
-    """Write a value for people, who would not see an empty list."""
-    return plain(option.kind, value) or "none"
-
-
-def _print_help_all(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
-    if asked and isinstance(ctx.command, _Command):
-        click.echo(ctx.command.help_all(ctx), nl=False)
-        ctx.exit()
-
-
-def _print_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
-    if asked:
-        from hardserve import __version__  # noqa: PLC0415
-
-        click.echo(f"hardserve {__version__}")
-        ctx.exit()
 
 
 def _run(
@@ -291,7 +136,7 @@ def _run(
         )
         return resolved, dotenv
 
-    reread = None if started is None else _noting_reloads(read, started, directory)
+    reread = None if started is None else noting_reloads(read, started, directory)
     try:
         resolved, dotenv = read(os.environ)
     except SettingsError as error:
@@ -380,76 +225,7 @@ def _started() -> Started:
         sys.exit(EXIT_CONFIGURATION)
 
 
-class _Rereader:
-    """Reads the settings again as at the start: the same flags and environment, and what files say now.
-
-    `read` does that; a file that was read before must be there. Called by the thread of a reload, one at a time.
-    """
-
-    def __init__(self, read: Callable[[], tuple[Resolved, DotEnv]], started: Started, directory: Path) -> None:
-        self._read = read
-        self.started = started
-        self._directory = directory
-        self._files: set[Path] = set()
-        self._applied: Mapping[str, str] = {}  # what .env files had for the app at the start
-        self.wanted = False  # since before there was a server
-        self.later: Sequence[str] = ()
-
-    def __repr__(self) -> str:
-        return f"<_Rereader of {sorted(map(str, self._files))}>"
-
-    def note(self, _number: int, _frame: object) -> None:
-        """Note that it was asked for by a signal, while the server is being put together. Main thread."""
-        self.wanted = True
-
-    def has_begun(self, resolved: Resolved, dotenv: DotEnv) -> None:
-        """Note with what the server begins."""
-        self._applied = self._of_app(dotenv)
-        self._note_files(resolved)
-
-    def _of_app(self, dotenv: DotEnv) -> dict[str, str]:
-        """Return what is not for the server, and counts: the environment goes before."""
-        environ = self.started.environ
-        return {
-            name: value
-            for name, value in dotenv.values.items()
-            if not name.startswith(VARIABLE_PREFIX) and name not in environ
-        }
-
-    def _note_files(self, resolved: Resolved) -> None:
-        self._files = {path for path in (resolved.config_path, resolved.dotenv_path) if path is not None}
-
-    def __call__(self) -> Resolved:
-        """Return the settings. Raises SettingsError with every problem of every source."""
-        from hardserve.inherited import with_passed  # noqa: PLC0415
-
-        # Without it, what it said against clients would not hold any more, and nobody need have meant that.
-        gone = [path for path in self._files if not os.path.lexists(self._directory / path)]
-        if gone:
-            said = "it was read before, and is not there any more; a restart does without it"
-            raise SettingsError([f"{shown_path(path, self._directory)}: {said}" for path in sorted(gone)])
-        resolved, dotenv = self._read()
-        try:
-            settings = with_passed(resolved.settings, self.started.passed, _is_set(resolved))
-        except SettingsError as error:
-            raise SettingsError([resolved.placed(problem) for problem in error.problems]) from None
-        self._note_files(resolved)
-        before, now = self._applied, self._of_app(dotenv)
-        differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        self.later = [f"{name}: another value in .env for the app" for name in differing]
-        return replace(resolved, settings=settings)
-
-
-def _noting_reloads(
-    read: Callable[[Mapping[str, str]], tuple[Resolved, DotEnv]], started: Started, directory: Path
-) -> _Rereader:
-    """Return what reads the settings again, which knows by now if that is asked for before there is a server."""
-    reread = _Rereader(lambda: read(started.environ), started, directory)
-    signal.signal(signal.SIGHUP, reread.note)
-    return reread
-
-
-def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: _Rereader) -> int:
+def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: Rereader) -> int:
     from hardserve.checks.users import UsersFileError  # noqa: PLC0415
     from hardserve.edge.listener import ListenError  # noqa: PLC0415
     from hardserve.inherited import with_passed  # noqa: PLC0415
@@ -461,7 +237,7 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: _Rerea
 
     started = reread.started
     try:
-        settings = with_passed(resolved.settings, started.passed, _is_set(resolved))
+        settings = with_passed(resolved.settings, started.passed, is_set(resolved))
         logs = configure(settings.log)
         loaded = load_app(spec, directory=directory, environ=os.environ)
         return run(loaded.app, loaded.spec, settings, logs, started=started, reread=reread)
@@ -479,15 +255,6 @@ def _serve(spec: str | None, directory: Path, resolved: Resolved, reread: _Rerea
     click.echo(problem, err=True)
     started.failed(problem)
     return exit_code
-
-
-def _is_set(resolved: Resolved) -> Callable[[str], bool]:
-    """Return what says of a setting whether sockets that are passed on have to be what it says.
-
-    A site with a certificate from a CA is to be on port 443, also where nobody has said so; its redirect can be left
-    out.
-    """
-    return lambda key: key in resolved.where or (key == "server.bind" and resolved.origins[key] != DEFAULT)
 
 
 def _show_certificates(resolved: Resolved, *, as_json: bool) -> int:

@@ -526,7 +526,7 @@ def test_times_that_no_calendar_has() -> None:
     ("arguments", "code", "message"),
     [
         (["--renew"], 2, "--renew goes with cert: hardserve cert --renew"),
-        (["bans", "--json"], 2, "--json goes with cert: hardserve cert --json"),
+        (["bans", "--json"], 2, "--json goes with cert and check: hardserve cert --json"),
         (["cert", "--json", "--renew"], 2, "--json is for what there is, and not for --renew"),
         (["cert", "renew"], 2, "unexpected extra argument (renew)"),
         (["cert", "--all"], 2, "--all goes with unban"),

@@ -58,9 +58,13 @@ ALLOWED: dict[str, set[str]] = {
     | {"configfiles", "edge", "checks", "files", "wsgi", "ops", "loader", "options", "__init__"},
     "inherited": EVERYBODYS | {"configfiles"},
     "successor": EVERYBODYS | {"inherited"},
+    "helptext": EVERYBODYS | {"describe", "options", "__init__"},
+    "rereading": EVERYBODYS | {"configfiles", "names", "options", "inherited", "successor"},
     "service": EVERYBODYS | {"server", "reload", "successor", "inherited", "ops", "wsgi", "__init__"},
     "cli": EVERYBODYS
     | {
+        "helptext",
+        "rereading",
         "cert",
         "check",
         "configfiles",
