@@ -48,7 +48,7 @@ WorkingDirectory=/srv/myapp
 ExecStart=/srv/myapp/.venv/bin/hardserve app:app
 Restart=on-failure
 RestartPreventExitStatus=78
-RestartSec=2s
+RestartSec=1s
 WatchdogSec=30s
 TimeoutStopSec=35s
 """

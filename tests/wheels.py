@@ -1,7 +1,8 @@
-"""What is installed where there is no network: the wheel of this checkout, and the dependencies that are here."""
+"""What is installed in other places than this environment: the wheel of this checkout, and what it depends on."""
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 # What setuptools reads. It leaves its own files beside them, and takes what an earlier build left: hence a copy.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hardserve")
 BUILD_LIMIT_S = 60
+FETCH_LIMIT_S = 120
 
 
 def cannot_build() -> str:
@@ -50,12 +52,19 @@ def build_wheel(directory: Path) -> Path:
     return built
 
 
-def copy_dependencies(target: Path, python: str) -> None:
-    """Copy what hardserve needs under Python `python` ("3.11") into the site-packages directory `target`.
+def add_dependencies(target: Path, python: str) -> None:
+    """Put what hardserve needs under Python `python` ("3.11") into the site-packages directory `target`.
 
-    From the environment that the tests run in. Modules in C that another Python has no use for come along: it does not
-    see them, and all of these packages do without. `pip check` in the target says whether anything is missing.
+    From the environment that the tests run in, without the network, if that is of this version; of others, packages may
+    have no release in common. `pip check` in the target says whether anything is missing.
     """
+    if python == ".".join(platform.python_version_tuple()[:2]):
+        _copy_dependencies(target, python)
+    else:
+        _fetch_dependencies(target, python)
+
+
+def _copy_dependencies(target: Path, python: str) -> None:
     for needed in _closure("hardserve", python):
         for file in needed.files or ():
             # Not the commands, which name another interpreter.
@@ -63,6 +72,14 @@ def copy_dependencies(target: Path, python: str) -> None:
                 copied = target.joinpath(*file.parts)
                 copied.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(str(needed.locate_file(file)), copied)
+
+
+def _fetch_dependencies(target: Path, python: str) -> None:
+    needed = [text for text in distribution("hardserve").requires or () if "extra ==" not in text]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    command += ["--only-binary=:all:", f"--python-version={python}", f"--target={target}", *needed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _closure(root: str, python: str) -> Iterator[Distribution]:

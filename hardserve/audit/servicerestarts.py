@@ -28,14 +28,14 @@ GIVES_UP = Check(
     Severity.WARNING,
     "a short trouble ends the service for good",
     'after "start request repeated too quickly" systemd does not try again, as when a database is not there yet',
-    "StartLimitIntervalSec=1h and StartLimitBurst=100 in [Unit], RestartSec=2s in [Service]",
+    "StartLimitIntervalSec=1h and StartLimitBurst=100 in [Unit], RestartSec=1s in [Service]",
 )
 FOR_EVER = Check(
     "unit-restarts-for-ever",
     Severity.WARNING,
     "an app that crashes is started again at once and without end",
     "a core is busy with it, and the journal fills",
-    "StartLimitIntervalSec=1h and StartLimitBurst=100 in [Unit], RestartSec=2s in [Service]",
+    "StartLimitIntervalSec=1h and StartLimitBurst=100 in [Unit], RestartSec=1s in [Service]",
 )
 NO_WATCHDOG = Check(
     "unit-no-watchdog",

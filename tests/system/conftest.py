@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.system.debian import scratch
 from tests.system.machine import Machine, booted, missing
 
 # Of the journal, beside a test that has failed.
@@ -13,11 +14,11 @@ SHOWN_LINES = 120
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine() -> Iterator[Machine]:
     """Return a booted Debian. Tests share it, and leave nothing running."""
     if reason := missing():
         pytest.skip(reason)
-    with booted(tmp_path_factory.mktemp("machine")) as machine:
+    with scratch() as directory, booted(directory) as machine:
         yield machine
 
 

@@ -6,11 +6,14 @@ archive in the user's cache, named after everything that it was made from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # What a small Debian box has and what the service needs; dbus is how a user's own systemd is asked.
@@ -18,6 +21,10 @@ PACKAGES = ("systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "ca-c
 # Where the virtual environment is that every app of the tests uses: it takes seconds to make, and is kept, too.
 VENV = "/opt/venv"
 PROGRAMS = ("debootstrap", "apt-get", "apt-config", "dpkg", "tar", "chroot")
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 1 << 30  # of which a root takes a quarter
+SCRATCH = "hardserve-tests-"
 
 # Takes a minute on two slow cores; a mirror may be slow as well.
 DEBOOTSTRAP_LIMIT_S = 600
@@ -46,6 +53,30 @@ def unpack_root(root: Path) -> None:
         _make(archive)
     root.mkdir()
     _run("tar", "-C", str(root), "-xpf", str(archive), limit_s=UNPACK_LIMIT_S)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Make an empty directory for a root: in memory if there is room, for a slow disk takes half a minute over one."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_memory()))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def _memory() -> Path | None:
+    """Return a directory in memory, None where there is none that will do, or little room."""
+    try:
+        about = os.statvfs(MEMORY)
+    except OSError:
+        return None
+    for left in MEMORY.glob(f"{SCRATCH}*-*"):
+        # By tests that were killed.
+        if not Path("/proc", left.name.removeprefix(SCRATCH).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    may_run = not about.f_flag & os.ST_NOEXEC
+    return MEMORY if may_run and about.f_bavail * about.f_frsize >= ROOM_BYTES else None
 
 
 def _archive() -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import http.client
 import json
 import os
 import shutil
@@ -25,12 +24,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from typing import Any
 
 from tests.system.debian import VENV, unpack_root
 from tests.system.debian import missing as missing_for_root
-from tests.wheels import REPOSITORY, build_wheel, cannot_build, copy_dependencies
+from tests.wheels import REPOSITORY, add_dependencies, build_wheel, cannot_build
 
 PROGRAMS = ("systemd-nspawn", "nsenter", "setpriv")
 UNITS = REPOSITORY / "systemd"
@@ -64,7 +64,7 @@ def eventually(done: Callable[[], Any], what: object = "", limit_s: float = PATI
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
-    headers: http.client.HTTPMessage
+    headers: HTTPMessage
     body: bytes
 
     @property
@@ -130,6 +130,15 @@ class Machine:
     def read(self, path: str) -> str:
         return self.path(path).read_text()
 
+    def remove(self, *paths: str) -> None:
+        """Remove directories and files that may be there."""
+        for path in paths:
+            place = self.path(path)
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
     # --- the journal ---
 
     def cursor(self) -> str:
@@ -151,12 +160,13 @@ class Machine:
     # --- HTTP ---
 
     def connect(self, port: int = 80, limit_s: float = PATIENCE_S, source: str = "127.0.0.1") -> socket.socket:
-        """Connect to a port of its loopback interface, from an address of 127.0.0.0/8: each is another client."""
-        made = self._inside.submit(socket.socket, socket.AF_INET, socket.SOCK_STREAM).result(PATIENCE_S)
+        """Connect to a port of its loopback interface, from ::1 or one of 127.0.0.0/8: each is another client."""
+        family, target = (socket.AF_INET6, "::1") if ":" in source else (socket.AF_INET, "127.0.0.1")
+        made = self._inside.submit(socket.socket, family, socket.SOCK_STREAM).result(PATIENCE_S)
         try:
             made.settimeout(limit_s)
             made.bind((source, 0))
-            made.connect(("127.0.0.1", port))
+            made.connect((target, port))
         except BaseException:
             made.close()
             raise
@@ -179,11 +189,9 @@ class Machine:
             response = connection.getresponse()
             return Answer(response.status, response.headers, response.read())
 
-    def speak(
-        self, port: int = 80, limit_s: float = PATIENCE_S, source: str = "127.0.0.1"
-    ) -> http.client.HTTPConnection:
+    def speak(self, port: int = 80, limit_s: float = PATIENCE_S, source: str = "127.0.0.1") -> HTTPConnection:
         """Return a connection, which is to be closed."""
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=limit_s)
+        connection = HTTPConnection("127.0.0.1", port, timeout=limit_s)
         connection.sock = self.connect(port, limit_s, source)
         connection.auto_open = 0  # it would connect again, outside
         return connection
@@ -222,7 +230,7 @@ def _install(root: Path, directory: Path) -> None:
     """Put the wheel of this checkout, what it needs and its units into `root`."""
     venv = root / VENV.lstrip("/")
     (packages,) = venv.glob("lib/python3.*/site-packages")
-    copy_dependencies(packages, packages.parent.name.removeprefix("python"))
+    add_dependencies(packages, packages.parent.name.removeprefix("python"))
     wheel = build_wheel(directory)
     shutil.copy(wheel, root / "opt")
     for command in (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import errno
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -47,7 +48,9 @@ def test_it_is_somebody_that_exists_only_while_it_runs_and_has_no_capability(app
 
 
 def test_the_app_is_told_who_asks(app: Installed) -> None:
+    # The socket unit opens one socket for both.
     assert app.get("/client").json() == {"address": "127.0.0.1", "host": "127.0.0.1", "port": "80"}
+    assert app.get("/client", source="::1").json()["address"] == "::1"
 
 
 def test_status_says_how_it_is(app: Installed) -> None:
@@ -69,6 +72,7 @@ def test_database_and_uploads_outlive_a_restart(app: Installed) -> None:
     assert app.pid != first
     assert count() == before + 1
     assert app.get("/uploads/photo").body == content
+    assert app.machine.path("/var/lib/private/hardserve/shop/uploads/photo").read_bytes() == content
 
 
 def test_a_secret_comes_as_a_credential_and_is_nobody_elses(app: Installed) -> None:
@@ -108,11 +112,28 @@ def test_every_line_of_a_traceback_has_its_level(app: Installed) -> None:
 
 def test_started_is_what_answers(machine: Machine) -> None:
     settings = '[server]\nbind = ["127.0.0.1:8001"]\n'
-    with installed(machine, "slowly", settings=settings, at_import="time.sleep(3)") as app:
-        began = time.monotonic()
+    with installed(machine, "slowly", settings=settings, at_import="open('/srv/slowly/gate').read()") as app:
+        gate = machine.path(f"{app.directory}/gate")
+        os.mkfifo(gate)
+        machine.systemctl("start", "--no-block", app.service)
+
+        def opened() -> int:
+            try:
+                return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nobody reads it yet
+                    raise
+                return 0
+
+        importing = eventually(opened, app.said)
+        try:
+            assert app.state() == "activating"
+            with pytest.raises(ConnectionRefusedError):
+                machine.connect(8001)
+        finally:
+            os.close(importing)
+        # It returns when the app is imported, and there is nothing left to wait for.
         app.start()
-        # systemctl has not returned before the app was imported, and there is nothing left to wait for.
-        assert time.monotonic() - began >= 3
         assert machine.http("/", port=8001).json() == {"pid": app.pid}
 
 

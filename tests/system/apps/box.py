@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,19 @@ def client() -> dict[str, Any]:
 def slow() -> dict[str, Any]:
     time.sleep(float(request.args["s"]))
     return {"pid": number}
+
+
+@app.get("/stream")
+def stream() -> Iterator[str]:
+    """Answer at once, and end later."""
+    left_s = float(request.args["s"])
+
+    def parts() -> Iterator[str]:
+        yield "begun"
+        time.sleep(left_s)
+        yield ", ended"
+
+    return parts()
 
 
 @app.get("/status")
@@ -129,6 +142,7 @@ def die(name: str) -> str:
     if name == "exit":
         os._exit(3)
     os.kill(os.getpid(), signal.Signals[name])
+    threading.Event().wait()  # which may be another thread's to see
     return "still here"
 
 
@@ -214,9 +228,7 @@ DEEDS: dict[str, Callable[[], object]] = {
     "read /etc/shadow": lambda: Path("/etc/shadow").read_text(),
     "read the journal": _read_journal,
     "read the state of another app": lambda: Path("/var/lib/private/hardserve/other/secret").read_text(),
-    "read the credential of another app": lambda: (
-        Path("/run/credentials").joinpath("hardserve@other.service").iterdir()
-    ),
+    "read the credential of another app": lambda: os.listdir("/run/credentials/hardserve@other.service"),
     "see process 1": lambda: Path("/proc/1/status").read_text(),
     "see other processes": lambda: next(each for each in Path("/proc").glob("[0-9]*") if each.name != str(number)),
     "signal process 1": lambda: os.kill(1, 0),
