@@ -127,7 +127,7 @@ def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Have this process trust one authority that has signed nothing, not the hundred and more of the machine.
 
     Whether they know the chain of a certificate is asked for each server that is given one, and to read them takes
-    longer than all else that such a server does to start. The command, in a process of its own, has those of the machine.
+    longer than all else that such a server does to start. A command, in its own process, has those of the machine.
     """
     from tests.certs import Authority  # which is not needed to see that a peer is missing
 

@@ -88,6 +88,8 @@ class Running:
         connected = socket.create_connection(
             ("127.0.0.1", self.port), PATIENCE_S, source_address=(source, 0) if source else None
         )
+        # What is sent in two pieces would leave the second 40 ms later, when the first has been acknowledged.
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self.url.startswith("https:"):
             return Client(connected)
         return Client(TlsSocket(connected, wait=wait))
@@ -245,11 +247,12 @@ def serving(app: Callable[..., Any], **settings: Any) -> Iterator[Running]:
     settings.setdefault("bind", "127.0.0.1:0")
     settings.setdefault("threads", 4)
     # Every client here comes from one address, unless a test says otherwise.
-    settings.setdefault("rate_limiting_default", "off")
+    if "rate_limiting_default" not in settings:
+        settings["rate_limiting_default"] = "off"
+        settings.setdefault("rate_limiting_max_keys", FEW_KEYS)
     settings.setdefault("limits_client_connections", 0)
     settings.setdefault("limits_client_connection_rate", 0)
     settings.setdefault("max_client_workers", settings["threads"])
-    settings.setdefault("rate_limiting_max_keys", FEW_KEYS)
     if _Transport.tls and "tls" not in settings and "certificate" not in settings:
         settings.setdefault("tls_certificate", str(own_pair().certificate))
         settings.setdefault("tls_key", str(own_pair().key))

@@ -810,6 +810,9 @@ def at_rest(running: Running) -> int:
     with running.connect() as client:
         assert client.get("/hello/you").body == b"hello you"
     eventually(lambda: not running.server._loop.connections)
+    turned = threading.Event()
+    running.server._loop.post(lambda _now: turned.set())
+    assert turned.wait(PATIENCE_S), "a connection is in no list any more just before its descriptor is closed"
     return open_descriptors()
 
 
@@ -874,32 +877,37 @@ def test_the_worker_is_free_while_a_client_reads(tmp_path: Path, how: str) -> No
         assert sent[names[-1]].bytes_sent < len(HUGEST)
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_the_deadline_of_apps_is_not_that_of_downloads(files: Path, how: str) -> None:
+def test_the_deadline_of_apps_is_not_that_of_downloads(files: Path) -> None:
     with (
         serving(Site(files), static=roots(files), threads=1, timeouts_app=0.2, timeouts_interrupt=0.1) as running,
-        slow_client(running) as client,
+        contextlib.ExitStack() as stack,
     ):
-        client.send(f"GET /{how}/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-        client.receive_until(b"\r\n\r\n")
+        slow = [stack.enter_context(slow_client(running)) for _ in WAYS]
+        for client, how in zip(slow, WAYS, strict=True):
+            client.send(f"GET /{how}/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            client.receive_until(b"\r\n\r\n")
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             with running.connect() as other:
                 assert other.get("/hello/you").body == b"hello you"
-        hurry(client)
-        assert client.receive_exactly(len(HUGE)) == HUGE
-        assert {entry.refusal for entry in running.log.wait_for(2)} == {""}
+        for client, how in zip(slow, WAYS, strict=True):
+            hurry(client)
+            assert client.receive_exactly(len(HUGE)) == HUGE, how
+        assert {entry.refusal for entry in running.log.wait_for(1 + len(WAYS))} == {""}
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_a_client_that_reads_nothing_at_all_is_cut(files: Path, how: str) -> None:
+def test_a_client_that_reads_nothing_at_all_is_cut(files: Path) -> None:
     with serving(Site(files), static=roots(files), threads=1, timeouts_response=0.3) as running:
         before = at_rest(running)
-        with slow_client(running) as client:
-            client.send(f"GET /{how}/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-            _, entry = running.log.wait_for(2)
-        assert (entry.status, entry.refusal) == (200, "response_deadline")
-        assert 0 < entry.bytes_sent < len(HUGE)
+        with contextlib.ExitStack() as stack:
+            for how in WAYS:
+                client = stack.enter_context(slow_client(running))
+                client.send(f"GET /{how}/huge.bin HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            _, *entries = running.log.wait_for(1 + len(WAYS))
+        assert {entry.target for entry in entries} == {f"/{how}/huge.bin" for how in WAYS}
+        for entry in entries:
+            assert (entry.status, entry.refusal) == (200, "response_deadline"), entry.target
+            assert 0 < entry.bytes_sent < len(HUGE), entry.target
         eventually(lambda: open_descriptors() == before)
 
 

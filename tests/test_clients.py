@@ -227,8 +227,9 @@ class ClientsMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def connect(self, name: str) -> None:
+        expected = self.expected(name)  # which looks at who is remembered before this connection
         outcome = self.clients.admit(name, self.now)
-        assert outcome is self.expected(name)
+        assert outcome is expected
         if outcome is None:
             self.open[name] += 1
             self.tokens[name] -= 1

@@ -197,13 +197,20 @@ def command(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen
         process.stderr.close()
 
 
+def one_signal_stop(directory: Path, number: int) -> list[str]:
+    directory.mkdir()
+    with command(directory) as (process, port):
+        loops = crowd(tcp(port), 8)
+        process.send_signal(signal.SIGINT if number % 2 else signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        return lost(loops)
+
+
 def test_stops_by_signal_lose_no_request(tmp_path: Path, transport: str) -> None:
-    for number in range(SIGNAL_STOPS if transport == "plain" else 2):  # one with each signal
-        with command(tmp_path) as (process, port):
-            loops = crowd(tcp(port), 8)
-            process.send_signal(signal.SIGINT if number % 2 else signal.SIGTERM)
-            assert process.wait(PATIENCE_S) == 0
-            assert lost(loops) == []
+    count = SIGNAL_STOPS if transport == "plain" else 2  # one with each signal
+    with ThreadPoolExecutor(count) as stops:
+        results = stops.map(lambda number: one_signal_stop(tmp_path / str(number), number), range(count))
+        assert [text for texts in results for text in texts] == []
 
 
 # --- one at a time ---

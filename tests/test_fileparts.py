@@ -104,6 +104,7 @@ class FileEdge:
         self.refused: list[str] = []
         self.ctx.log_refusal = lambda _connection, _request, refusal, _size: self.refused.append(refusal.name)
         self.reads = 0
+        self.came_back = 0  # so many file threads had opened what is answered later
         self.full = 0  # so often there is no room in the pool
         self.hold_up = threading.Event()
         self.hold_up.set()
@@ -137,6 +138,9 @@ class FileEdge:
         with self.connect() as client:
             assert client.get("/").body == b"hello"
         eventually(lambda: self.done and not self.connections())
+        turned = threading.Event()
+        self.loop.post(lambda _now: turned.set())
+        assert turned.wait(PATIENCE_S), "a connection is in no list any more just before its descriptor is closed"
         self.done.clear()
 
     def connections(self) -> list[Connection]:
@@ -208,6 +212,7 @@ class FileEdge:
         self, how: str, connection: Connection, request: Request, file: SharedFile | BaseException, now: float
     ) -> None:
         assert isinstance(file, SharedFile), file
+        self.came_back += 1
         if how in ("later", "never"):
             self._answer(connection, request, file, now)
             return
@@ -596,6 +601,7 @@ def test_who_leaves_before_a_file_thread_comes_back_is_answered_no_more(tmp_path
         client.reset()
         eventually(lambda: not edge.connections())
         edge.hold_up.set()
+        eventually(lambda: edge.came_back)
         with edge.connect() as other:
             assert other.get("/now/file").body == b"file"
         eventually(lambda: open_descriptors() == before)

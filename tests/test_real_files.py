@@ -12,9 +12,11 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import pi, sin
 from pathlib import Path
 
@@ -49,6 +51,30 @@ def command(files: Path, start_command: StartCommand) -> Iterator[Command]:
     flags = ("--static", f"/files={files}", "--static", "/favicon.ico=icon.png", "--files-check", "0s")
     with start_command(APP, *flags, directory=files.parent) as command:
         yield command
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, start_command: StartCommand) -> Iterator[Command]:
+    """One command for all that do not read its log: /files is its directory, of which each has a part, its `room`."""
+    directory = tmp_path_factory.mktemp("standing")
+    (directory / "icon.png").write_bytes(png())
+    flags = ("--static", f"/files={directory}", "--static", "/favicon.ico=icon.png", "--files-check", "0s")
+    with start_command(APP, *flags, directory=directory) as command:
+        yield command
+
+
+@dataclass
+class Room:
+    """A directory that is served, and its address."""
+
+    directory: Path
+    url: str
+
+
+@pytest.fixture
+def room(standing: Command) -> Room:
+    directory = Path(tempfile.mkdtemp(prefix="room-", dir=standing.directory))
+    return Room(directory, f"{standing.url}/files/{directory.name}")
 
 
 def answers(command: Command, target: str) -> list[int]:
@@ -156,8 +182,9 @@ def test_a_download_of_a_file_that_was_replaced_begins_anew_for_who_says_which_o
 
 
 @needs_curl
-def test_curl_gets_several_ranges(command: Command) -> None:
-    got = curl("--fail", "--include", "--range", "0-9,100-109,-16", f"{command.url}/files/download.bin").stdout
+def test_curl_gets_several_ranges(room: Room) -> None:
+    (room.directory / "download.bin").write_bytes(DOWNLOAD)
+    got = curl("--fail", "--include", "--range", "0-9,100-109,-16", f"{room.url}/download.bin").stdout
     head, _, body = got.partition(b"\r\n\r\n")
     (boundary,) = re.findall(rb"(?m)^Content-Type: multipart/byteranges; boundary=(\S+)\r$", head)
     first, *parts, last = body.split(b"--" + boundary)
@@ -182,13 +209,13 @@ def encoded(data: bytes, coding: str) -> bytes:
 
 @needs_curl
 @pytest.mark.parametrize("coding", CODINGS)
-def test_curl_decodes_a_sibling(command: Command, files: Path, coding: str) -> None:
+def test_curl_decodes_a_sibling(room: Room, coding: str) -> None:
     suffix, feature = CODINGS[coding]
     if feature not in curl("--version").stdout.decode().split("Features:")[1].split():
         pytest.skip(f"this curl is built without {feature}")
-    (files / "text.txt").write_bytes(b"as it is\n")
-    (files / f"text.txt{suffix}").write_bytes(encoded(b"from the sibling\n", coding))
-    url = f"{command.url}/files/text.txt"
+    (room.directory / "text.txt").write_bytes(b"as it is\n")
+    (room.directory / f"text.txt{suffix}").write_bytes(encoded(b"from the sibling\n", coding))
+    url = f"{room.url}/text.txt"
     got = curl("--fail", "--include", "--compressed", "--header", f"Accept-Encoding: {coding}", url).stdout.decode()
     assert f"\r\nContent-Encoding: {coding}\r\n" in got
     assert got.endswith("\r\n\r\nfrom the sibling\n")
@@ -329,31 +356,22 @@ def test_a_browser_is_told_the_second_time_that_it_has_everything(
 
 @needs_chromium
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_browser_decodes_a_sibling(
-    command: Command,
-    files: Path,
-    browser: Browser,
-    coding: str,
-) -> None:
+def test_a_browser_decodes_a_sibling(room: Room, browser: Browser, coding: str) -> None:
     suffix, _ = CODINGS[coding]
-    (files / "page.html").write_text("<!doctype html><title>Page</title><script src=script.js></script>")
-    (files / "script.js").write_text("window.marker = 'plain'")
-    (files / f"script.js{suffix}").write_bytes(encoded(f"window.marker = '{coding}'".encode(), coding))
-    browser.open(f"{command.url}/files/page.html")
+    (room.directory / "page.html").write_text("<!doctype html><title>Page</title><script src=script.js></script>")
+    (room.directory / "script.js").write_text("window.marker = 'plain'")
+    (room.directory / f"script.js{suffix}").write_bytes(encoded(f"window.marker = '{coding}'".encode(), coding))
+    browser.open(f"{room.url}/page.html")
     browser.wait_until("window.marker")
     assert browser.run("return window.marker") == coding
     assert browser.console() == []
 
 
 @needs_chromium
-def test_a_browser_decodes_what_is_compressed_in_the_background(
-    command: Command,
-    files: Path,
-    browser: Browser,
-) -> None:
-    (files / "page.html").write_text("<!doctype html><title>Page</title>")
-    (files / "long.txt").write_text("line\n" * 10_000)
-    browser.open(f"{command.url}/files/page.html")
+def test_a_browser_decodes_what_is_compressed_in_the_background(room: Room, browser: Browser) -> None:
+    (room.directory / "page.html").write_text("<!doctype html><title>Page</title>")
+    (room.directory / "long.txt").write_text("line\n" * 10_000)
+    browser.open(f"{room.url}/page.html")
     fetched = "fetch('long.txt', {cache: 'no-store'})"
     coding = f"await {fetched}.then(answer => answer.headers.get('content-encoding'))"
     deadline = time.monotonic() + PATIENCE_S

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
@@ -55,18 +56,24 @@ ENDED = {
 }
 
 
-@pytest.mark.parametrize("case", ENDED)
-def test_a_client_that_falls_silent_is_ended_in_time(case: str, caplog: pytest.LogCaptureFixture) -> None:
+def fall_silent(case: str) -> None:
     settings, said, reason, status = ENDED[case]
-    caplog.set_level(logging.INFO)
     with serving(echo, **settings) as running, running.connect() as client:
         with Clock() as clock:
             client.send(said)
-            assert client.response().status == status if status else client.receive_all() == b""
-        assert 0.29 <= clock.took < 0.3 + LATE_S
+            assert client.response().status == status if status else client.receive_all() == b"", case
+        assert 0.29 <= clock.took < 0.3 + LATE_S, case
         if status:
-            assert running.log.wait_for(1)[0].refusal == reason
-    assert len(summaries(caplog, reason)) == 1
+            assert running.log.wait_for(1)[0].refusal == reason, case
+
+
+def test_a_client_that_falls_silent_is_ended_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Each by a server of its own, all at once: it is all waiting."""
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(len(ENDED)) as clients:
+        list(clients.map(fall_silent, ENDED))
+    for _, _, reason, _ in ENDED.values():
+        assert len(summaries(caplog, reason)) == 1, reason
 
 
 def test_an_idle_connection_that_was_used_ends_without_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -210,6 +217,7 @@ def test_a_stream_that_stops_midway_is_cut_so_that_nobody_takes_it_for_whole() -
         assert app.ended.acquire(timeout=PATIENCE_S)
 
 
+@pytest.mark.plain_only("of apps and their threads")
 def test_a_stream_that_says_something_now_and_then_may_go_on_past_the_deadline() -> None:
     def app(_environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])

@@ -814,6 +814,7 @@ def test_a_drain_answers_what_has_come_in(tmp_path: Path) -> None:
         answer = client.response()
         assert (answer.body, answer.header("Connection")) == (b"GET / ", "close")
         assert client.receive_all() == b""
+        client.socket.close()  # or it is waited for, for the time to linger
         running.thread.join(PATIENCE_S)
         assert running.exit_codes == [0]
 

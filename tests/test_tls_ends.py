@@ -103,6 +103,8 @@ def test_whoever_is_answered_while_the_server_drains_is_told_the_end(version: st
         assert b"\r\nConnection: close\r\n" in received
         assert end == "close_notify"
         assert to_its_end(idle) == (b"", "close_notify")
+        for client in (asking, idle):
+            client.close()  # or it is waited for, for the time to linger
         running.thread.join(PATIENCE_S)
         assert running.exit_codes == [0]
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -32,7 +33,8 @@ SSLSCAN_LIMIT_S = 60.0
 
 # Protocols, cipher categories, forward secrecy, what the server prefers and tells, headers, and all vulnerabilities.
 # Left out: the same ciphers one by one, and what its list of browsers would choose.
-SECTIONS = ("-p", "-s", "-f", "-P", "-S", "-h", "-U")
+# Two of it look at once: it does one thing after the other, and waits for most.
+SECTIONS = (("-p", "-s", "-f", "-P", "-S", "-h"), ("-U",))
 OFFLINE = ("--ip", "127.0.0.1", "--nodns", "none", "--connect-timeout", "10", "--openssl-timeout", "20")
 HARMLESS = {"DEBUG", "INFO", "OK", "LOW"}
 # By id and severity: what else it says, and why that is no fault of the server.
@@ -77,17 +79,29 @@ def certified(directory: Path, kind: str) -> dict[str, Any]:
     return {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key), "tls_hsts": "8760h"}
 
 
+def scan(port: int, root: Path, directory: Path, sections: tuple[str, ...]) -> tuple[str, list[dict[str, str]]]:
+    """Have testssl.sh look at these sections; return what it says, and what it has found."""
+    directory.mkdir()
+    said = run(
+        TESTSSL_LIMIT_S,
+        *(TESTSSL or "testssl", "--quiet", "--color", "0", "--warnings", "batch", *OFFLINE, "--add-ca", str(root)),
+        *("--jsonfile", "found.json", *sections, f"https://localhost:{port}"),
+        directory=directory,
+    )
+    found: list[dict[str, str]] = json.loads((directory / "found.json").read_text())
+    return said, found
+
+
 @needs_testssl
 def test_testssl_finds_nothing_above_low(tmp_path: Path) -> None:
-    assert TESTSSL is not None
-    with serving(echo, **certified(tmp_path, "p256")) as running:
-        said = run(
-            TESTSSL_LIMIT_S,
-            *(TESTSSL, "--quiet", "--color", "0", "--warnings", "batch", *OFFLINE, "--add-ca", "root.pem"),
-            *("--jsonfile", "found.json", *SECTIONS, f"https://localhost:{running.port}"),
-            directory=tmp_path,
-        )
-    found = json.loads((tmp_path / "found.json").read_text())
+    with serving(echo, **certified(tmp_path, "p256")) as running, ThreadPoolExecutor(len(SECTIONS)) as scanners:
+        looking = [
+            scanners.submit(scan, running.port, tmp_path / "root.pem", tmp_path / str(number), sections)
+            for number, sections in enumerate(SECTIONS)
+        ]
+        results = [each.result() for each in looking]
+    said = "".join(said for said, _ in results)
+    found = [each for _, found in results for each in found]
     severities = {each["id"]: each["severity"] for each in found}
     # It has come to the end, and looked: these are of the first and of the last sections.
     assert {
