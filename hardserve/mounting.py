@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from hardserve.configfiles import SettingsError
 from hardserve.files.exposure import AppFiles, exposed
 from hardserve.files.mounts import Mount, Mounts, short_form
 from hardserve.http.paths import PathPattern
-from hardserve.loader.sources import source_of
+from hardserve.loader.sources import AppSource, source_of
 from hardserve.loader.statics import AppFolder, AppStatic, all_folders, static_directories, static_folders
 from hardserve.values import show
 
@@ -31,7 +31,8 @@ WAY_OUT = "nothing of the kind may be in what is served: move it elsewhere, or s
 
 def mounts_of(app: object, settings: Settings) -> Mounts:
     """Return the mounts of a server with these settings. Raises SettingsError with every problem of those."""
-    app_files = cache(partial(_app_files, app))  # takes a look at every module there is: only where one is asked about
+    # It takes a look at every module there is: only where one is asked about.
+    app_files = cache(lambda: files_of(source_of(app)))
     configured = list(_configured(settings))
     mounts: list[Mount] = []
     problems: list[str] = []
@@ -59,8 +60,8 @@ def mounts_of(app: object, settings: Settings) -> Mounts:
     return Mounts([*mounts, *own], named=[*mounts, *named])
 
 
-def _app_files(app: object) -> AppFiles:
-    source = source_of(app)
+def files_of(source: AppSource) -> AppFiles:
+    """Return what must not be among the files that are served."""
     return AppFiles(
         source.files,
         packages=source.packages,

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "securing": EVERYBODYS | {"configfiles", "tls"},
     "https": EVERYBODYS | {"securing", "tls", "edge", "loader", "ops"},
     "cert": EVERYBODYS | {"configfiles", "securing", "tls"},
-    "audit": EVERYBODYS | {"cert", "files", "loader", "configfiles", "units"},
+    "audit": EVERYBODYS | {"cert", "files", "loader", "configfiles", "mounting", "units"},
     "check": EVERYBODYS | {"audit", "cert", "checks", "configfiles", "loader", "mounting", "ops", "options"},
     "record": EVERYBODYS | {"edge", "ops", "wsgi"},
     "changes": EVERYBODYS | {"contradictions", "names", "options"},

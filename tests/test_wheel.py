@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 import zipfile
 from email.parser import Parser
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
+from tests.wheels import build_wheel, cannot_build
+
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "hardserve"
-# What setuptools reads. It leaves its own files beside them, and takes what an earlier build left: hence a copy.
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hardserve")
-
-
-def _setuptools() -> int:
-    try:
-        return int(version("setuptools").partition(".")[0])
-    except PackageNotFoundError:
-        return 0
-
-
 # Nothing is fetched to build with: the build backend is one of the test dependencies.
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(_setuptools() < 77, reason="setuptools is missing or older than 77"),
-]
+pytestmark = [pytest.mark.peer, pytest.mark.skipif(bool(cannot_build()), reason=cannot_build() or "it can be built")]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wheel")
-    source = directory / "source"
-    source.mkdir()
-    for name in SOURCES:
-        path = REPOSITORY / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(path, source / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    done = subprocess.run(
-        [*command, "--wheel-dir", str(directory), str(source)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (built,) = directory.glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_is_pure_python(wheel: Path) -> None:

@@ -32,12 +32,13 @@ from hardserve.audit.appcode import (
 from hardserve.audit.appsource import Place, Source, read_source
 from hardserve.audit.strength import why_short, why_weak
 from hardserve.audit.tracked import is_tracked
-from hardserve.files.exposure import AppFiles, exposed
+from hardserve.files.exposure import exposed
 from hardserve.loader.hosts import has_proxy_fix, hosts_of
 from hardserve.loader.kinds import is_flask
 from hardserve.loader.production import parts_of
 from hardserve.loader.sources import AppSource, source_of
 from hardserve.loader.statics import all_folders, static_folders
+from hardserve.mounting import files_of
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -128,14 +129,7 @@ def app_facts(
 
 
 def _exposed(app: object, own: AppSource, taken: Sequence[str]) -> Iterator[tuple[str, str]]:
-    files = AppFiles(
-        own.files,
-        packages=own.packages,
-        roots=own.roots,
-        templates=own.templates,
-        instances=own.instances,
-        public=own.public,
-    )
+    files = files_of(own)
     folders = {folder.directory: folder.url for folder in all_folders(app) if folder.url not in taken}
     for directory, url in folders.items():
         yield from ((url, sentence) for sentence in exposed(Path(directory), app_files=files))
