@@ -702,8 +702,8 @@ def test_asked_again_meanwhile_the_last_one_wins(tmp_path: Path) -> None:
             later = ()
 
             def __call__(self) -> Resolved:
-                reading.release()
                 resolved = reread()
+                reading.release()
                 assert go_on.acquire(timeout=PATIENCE_S)
                 return resolved
 
