@@ -73,7 +73,7 @@ def test_a_file_with_secrets_that_everybody_can_read(open_directory: Path) -> No
     files = list(check._secret_files(resolved, open_directory))
     (finding,) = secretfindings.file_findings(files)
     assert (finding.check.id, finding.evidence) == ("secret-file-open", ".env has SECRET_KEY, STORE")
-    assert finding.fix == "chmod o= .env"
+    assert finding.fix == "chmod o= .env, which is to belong to the user that the app runs as"
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
