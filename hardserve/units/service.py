@@ -275,6 +275,6 @@ def _caps(plan: Plan) -> Iterator[Line]:
     yield Line(
         "Environment",
         "MALLOC_MMAP_THRESHOLD_=1048576",
-        "What is larger is given back as soon as it is done with: after 60 uploads of 8 MB, 42 MB were in use, not 72.",
+        "What is larger is given back as soon as it is done with: after 60 uploads of 8 MB, 42 MB were in use, not 81.",
     )
     yield Line("LimitCORE", "0", "No image of the memory, secrets and all, on the disk where the watchdog has struck.")
