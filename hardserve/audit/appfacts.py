@@ -56,6 +56,8 @@ _LOGINS = frozenset({"login", "log-in", "log_in", "signin", "sign-in", "sign_in"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOADS = ("UPLOAD_FOLDER", "UPLOADS_DEFAULT_DEST", "UPLOAD_DIR", "UPLOAD_DIRECTORY", "UPLOAD_PATH")
 
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
 
 @dataclass(frozen=True, slots=True)
 class KeyFacts:
@@ -255,7 +257,7 @@ class _Written:
     directory: Path
 
     def place(self, place: Place | None) -> str:
-        if place is None or is_tracked(Path(place[0])) is False:
+        if place is None or _is_kept_back(Path(place[0])):
             return ""
         return f"{shown(place[0], self.directory)}:{place[1]}"
 
@@ -275,3 +277,8 @@ class _Written:
         except ValueError:
             return ""
         return self.place(self.source.place_of_part(f":{password}@")) if password else ""
+
+
+def _is_kept_back(path: Path) -> bool:
+    """Return whether git leaves out a file of the app; one of an installed package is public in any case."""
+    return not _INSTALLED & set(path.parts) and is_tracked(path) is False
